@@ -13,7 +13,9 @@ from queue import SimpleQueue
 
 from benchmarks.pipeline_model import read_requests
 from engine.protocol.engine_spec import EngineSpec
-from engine.protocol.messages import Output, Params, Request
+from engine.protocol.output import Output
+from engine.protocol.request import Request
+from engine.protocol.sampling_params import SamplingParams
 from worker.engines.engine_client import EngineClient
 
 
@@ -36,7 +38,7 @@ def serve(client: EngineClient, path: Path, first_id: int) -> int:
             id=first_id + at,
             task="generate",
             text=each["text"],
-            params=Params(max_new_tokens=each["max_new_tokens"]),
+            params=SamplingParams(max_new_tokens=each["max_new_tokens"]),
         )
         for at, each in enumerate(read_requests(path))
     ]

@@ -33,7 +33,8 @@ from engine.checkpoint.loader import Checkpoint
 from engine.core.scheduler import Scheduler, StepLimits
 from engine.core.sequence import Sequence
 from engine.protocol.engine_spec import EngineSpec
-from engine.protocol.messages import Params, Request
+from engine.protocol.request import Request
+from engine.protocol.sampling_params import SamplingParams
 
 NUM_SHARED = 300  # tokens
 NUM_LONG = 4000
@@ -132,7 +133,7 @@ class Comparison:
 
     def sequence(self, prompt: tuple[int, ...], num_new: int) -> Sequence:
         self.num_requests += 1
-        params = Params(max_new_tokens=num_new, do_sample=False)
+        params = SamplingParams(max_new_tokens=num_new, do_sample=False)
         return self.engine.encode(
             Request(id=self.num_requests, task="generate", text=text(prompt), params=params)
         )

@@ -18,9 +18,10 @@ from engine.checkpoint.loader import Checkpoint
 from engine.checkpoint.weights import layout as weight_layout
 from engine.core.scheduler import Scheduler, StepLimits
 from engine.cpu import linear
-from engine.cpu.quantized import HalfLinear, Int8Linear, has_bfloat16_products
+from engine.cpu.quantized_linear import HalfLinear, Int8Linear, has_bfloat16_products
 from engine.protocol.engine_spec import EngineSpec
-from engine.protocol.messages import ChatTurn, Params, Request
+from engine.protocol.request import ChatTurn, Request
+from engine.protocol.sampling_params import SamplingParams
 from examples.world.questions import make_question
 from examples.world.reports import make_report
 from examples.world.sentences import make_sentence
@@ -60,7 +61,7 @@ def answers_to_questions(num: int) -> list[Request]:
 
 def requests(num: int, make: Callable[[Random], object], say: Callable) -> list[Request]:
     texts = held_out(make, SEED)
-    params = Params(max_new_tokens=60, do_sample=False)
+    params = SamplingParams(max_new_tokens=60, do_sample=False)
     return [Request(id=id_, params=params, **say(next(texts))) for id_ in range(num)]
 
 

@@ -1,1 +1,1 @@
-"""The `tidemill` command: one module a command. Starts workers as processes, and is none."""
+"""The `tidemill` command, one module for each subcommand. It starts workers as processes."""

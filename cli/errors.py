@@ -16,7 +16,7 @@ from tasks.errors import TidemillError
 
 
 class CommandError(TidemillError):
-    """A command that cannot do what it was asked; the message says what to do."""
+    """The command cannot be carried out; the message says what to do."""
 
 
 class SourceUnusable(CommandError):
@@ -48,4 +48,4 @@ class NotFound(CommandError):
 
 
 class NotReproducible(CommandError):
-    """A job that cannot be run again to compare, or whose second run gave no answer."""
+    """A job that cannot be run again for comparison, or whose second run gave no answer."""

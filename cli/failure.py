@@ -1,4 +1,4 @@
-"""Failure: any error as a sentence that a person can act on."""
+"""Turns any error into a sentence with a remedy."""
 
 from db.connection.lock_holders import is_locked
 from db.errors import DatabaseError
@@ -6,7 +6,7 @@ from tasks.errors import TidemillError
 
 
 def sentence_of(error: Exception) -> str:
-    """The sentence for the user of an error that ends a command."""
+    """The sentence for an error that ends a command."""
     from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
     if isinstance(error, TidemillError | DatabaseError):

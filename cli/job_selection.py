@@ -1,4 +1,4 @@
-"""Chosen: the jobs that a person names, by their ids or by their batch."""
+"""JobSelection: the jobs that a user names, by their ids or by their batch."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -37,11 +37,11 @@ class JobSelection:
         change: Callable[[int], ReturningUpdate[UUID]],
         on_changed: Callable[[], None] = lambda: None,
     ) -> list[UUID]:
-        """Change some jobs at a time, until none is left; returns the ids of those that changed.
+        """Change the jobs in small transactions; returns the ids of those that changed.
 
-        on_changed is called after each commit that changed any.
+        A night's jobs in one transaction would block the workers.
 
-        A night's jobs in one transaction would keep the workers from theirs.
+        on_changed: called after each commit that changed any
         """
         changed: list[UUID] = []
         while True:
@@ -61,7 +61,7 @@ class JobSelection:
         return {"jobs": [str(job_id) for job_id in changed]}
 
     def report(self, done: str, changed: Sequence[UUID], otherwise: str, json: bool) -> None:
-        """Say which jobs were changed and which were not; status 1 if one does not exist."""
+        """Print which jobs were changed and which were not; status 1 if one does not exist."""
         missing, untouched = [], []
         for job_id in self.job_ids:
             if job_id not in changed:
@@ -96,7 +96,7 @@ class JobSelection:
 
 
 def selected_jobs(names: Sequence[str], batch: str | None) -> JobSelection:
-    """The jobs of a batch, or those named; a usage error where it is neither or both."""
+    """The jobs of a batch, or the named ones; a usage error for neither or both."""
     if bool(names) == (batch is not None):
         raise typer.BadParameter("give job ids, or a --batch", param_hint="JOB")
     job_ids = options.job_ids(names)

@@ -1,4 +1,4 @@
-"""Found: the batch or job that a person names, or a sentence."""
+"""Finds the batch or job that a user names."""
 
 from uuid import UUID
 
@@ -10,7 +10,7 @@ from tasks.configuration import settings
 
 
 def found_batch(name: str) -> FoundBatch:
-    """The newest batch by a name, a run key or an id; raises NotFound."""
+    """The newest batch with this name, run key or id; raises NotFound."""
     batches = find_batches(name, limit=2, database=settings.database())
     if not batches:
         raise NotFound(f"there is no batch {name!r}; `tidemill batches` lists them")

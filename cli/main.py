@@ -1,8 +1,8 @@
-"""The `tidemill` command: every command by name, and how each of them may end.
+"""The `tidemill` command: registers all commands, and handles how they end.
 
-Exit statuses: 0 done, 1 not done or something failed, 2 wrong usage, 130
-interrupted. Whatever goes wrong is one sentence on standard error. Commands
-import what they need when they run, so that `--help` is quick.
+Exit statuses: 0 done, 1 not done or something failed, 2 wrong usage, 130 interrupted. Every error
+is one sentence on standard error. Commands import their modules when they run, so that `--help` is
+quick.
 """
 
 import errno
@@ -109,14 +109,17 @@ def _version(is_requested: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which.")
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Print the version and exit."
+        ),
     ] = False,
 ) -> None:
     pass
 
 
 class _Warnings(logging.Handler):
-    """Prints the log records of the packages below as sentences with their fields."""
+    """Prints the log records of the packages below as sentences with fields."""
 
     def emit(self, record: logging.LogRecord) -> None:
         common = vars(logging.makeLogRecord({}))
@@ -158,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @functools.cache
 def _command() -> Callable[..., Any]:
-    """Every command, put together once in a process."""
+    """The whole command, built once in a process."""
     return typer.main.get_command(app)
 
 
@@ -195,9 +198,9 @@ def _take_every_character() -> None:
 
 
 def _fault_of_output() -> str | None:
-    """Why standard output does not take what is still to be written; "" when its reader has gone.
+    """The reason that standard output cannot be written; "" if its reader has gone.
 
-    Nothing more is written there then, not at exit either.
+    After this nothing more is written there, even at exit.
     """
     try:
         sys.stdout.flush()
@@ -208,7 +211,7 @@ def _fault_of_output() -> str | None:
 
 
 def _is_of_output(error: OSError) -> bool:
-    """Whether a write failed that can only have been one to standard output."""
+    """Whether an error came from a write to standard output."""
     if error.filename is not None or error.errno not in NO_ROOM:
         return False
     try:

@@ -1,4 +1,4 @@
-"""Options that several commands share, and how their texts are read."""
+"""Options that several commands share, and parsers for their values."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -58,8 +58,8 @@ Errors = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="Every row that is left out, as JSON lines: where and why; and every document of "
-        "which a part gave no text.",
+        help="Write a JSON line for each row that is left out, with its place and the reason, and "
+        "for each document of which a part has no text.",
     ),
 ]
 MetricsPort = Annotated[
@@ -68,17 +68,17 @@ MetricsPort = Annotated[
         min=1,
         max=65535,
         metavar="PORT",
-        help="Serve this worker's figures to Prometheus there; default [worker] metrics_port.",
+        help="Port for Prometheus metrics; default metrics_port of the worker table.",
     ),
 ]
-Wait = Annotated[bool, typer.Option("--wait", help="Until it is finished.")]
+Wait = Annotated[bool, typer.Option("--wait", help="Wait until it is finished.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Enqueue nothing if a single row is bad.")]
 Estimate = Annotated[
     bool,
     typer.Option(
         "--estimate",
-        help="Enqueue nothing; say how many documents, parts and tokens it is, what the cache "
-        "has already, and how long it should take at the rate of recent results.",
+        help="Enqueue nothing; print the number of documents, parts and tokens, what the cache "
+        "already has, and the expected time at the rate of recent results.",
     ),
 ]
 Models = Annotated[
@@ -88,7 +88,7 @@ Models = Annotated[
 
 
 def pairs(option: str, texts: Iterable[str]) -> dict[str, str]:
-    """`key=value` texts; a usage error names the one that is none."""
+    """Parse `key=value` texts; a usage error names an invalid one."""
     values = {}
     for text in texts:
         key, equals, value = text.partition("=")
@@ -99,13 +99,13 @@ def pairs(option: str, texts: Iterable[str]) -> dict[str, str]:
 
 
 def params(texts: Iterable[str]) -> dict[str, Any]:
-    """`--param` texts: a value that reads as JSON is that (60, 0.7, true, ["."]), else a text."""
+    """Parse `--param` values as JSON if possible (60, 0.7, true, ["."]), else as texts."""
     texts_by_name: Mapping[str, str] = pairs("--param", texts)
     return {key: _json_or_text(value) for key, value in texts_by_name.items()}
 
 
 def json_file(path: Path) -> Any:
-    """The content of a JSON file; raises a usage error that names one that cannot be read."""
+    """The content of a JSON file; a usage error names one that cannot be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -116,7 +116,7 @@ def json_file(path: Path) -> Any:
 
 
 def instant(option: str, text: str | None) -> datetime | None:
-    """An ISO date or time; without a time zone it is local, without a time it is midnight."""
+    """Parse an ISO date or time: local without a time zone, midnight without a time."""
     if text is None:
         return None
     try:
@@ -129,7 +129,7 @@ def instant(option: str, text: str | None) -> datetime | None:
 
 
 def columns(text: str | None) -> list[str] | None:
-    """Names of columns with commas in between; a usage error names what is none."""
+    """Parse comma-separated column names; a usage error names an unknown one."""
     if text is None:
         return None
     names = [name.strip() for name in text.split(",")]
@@ -145,7 +145,7 @@ def columns(text: str | None) -> list[str] | None:
 
 
 def seconds(option: str, value: float | None) -> float | None:
-    """A usage error where it is no length of time."""
+    """Check a length of time; raises a usage error for an invalid one."""
     if value is not None and not 0 <= value <= MAX_SECONDS:
         raise typer.BadParameter(
             f"{value} must be seconds, from 0 to {MAX_SECONDS:,}", param_hint=option

@@ -1,4 +1,4 @@
-"""The person whom a request is about, as commands name them."""
+"""The person that a command's options name."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
@@ -18,7 +18,7 @@ Metadata = Annotated[
 
 
 def person_of(tenant: str | None, metadata: Sequence[str] | None) -> "Person":
-    """The person that the options name; raises a usage error where they name none."""
+    """The person that the options name; a usage error if they name none."""
     from db.upkeep.erasure import Person
 
     if tenant is None and not metadata:

@@ -1,4 +1,4 @@
-"""Wrong usage in plain words: what a value should have been, and the nearest name to it."""
+"""Usage errors in plain words: the expected value, and the nearest name."""
 
 import difflib
 import re
@@ -16,8 +16,7 @@ KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
 
 
 def program() -> str:
-    """The command that a user types for `tidemill`: its path where the shell does not find it by
-    name."""
+    """The command that a user types for `tidemill`: a path if the shell does not find it."""
     typed = sys.argv[0]
     if Path(typed).name != "tidemill" or shutil.which("tidemill"):
         return "tidemill"
@@ -25,7 +24,7 @@ def program() -> str:
 
 
 class Command(TyperCommand):
-    """A command whose usage errors are in the words of the others; pydantic finds them."""
+    """A command whose usage errors, found by pydantic, are in plain words."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         try:
@@ -36,7 +35,7 @@ class Command(TyperCommand):
 
 
 def in_plain_words(message: str, kind: str = "") -> str:
-    """kind: pydantic's name of the fault, such as `int_parsing`"""
+    """Rephrase a usage error. kind: pydantic's name of the fault, such as `int_parsing`"""
     message = message.removeprefix("Value error, ").removeprefix("Assertion failed, ")
     if (choices := CHOICES.fullmatch(message)) is not None:
         names = re.findall("'([^']*)'", choices[2])

@@ -1,12 +1,12 @@
-"""The audit: who did what to which objects, in a chain of hashes that shows every change.
+"""Audit: a hash chain of entries, in which every change shows: who did what to which objects.
 
-An entry is appended in the transaction of its act, so that there is neither without the other.
-Its hash is that of the hash before it and of its own content. The row of `audit_heads` has the
-last of them, and whoever appends holds that row until its commit; so an append comes last in
-its transaction, and holds nobody up for longer than a commit takes.
+An entry is appended in the transaction of its act, so that neither exists without the other. Its
+hash covers the previous hash and its own content. The row of `audit_heads` has the latest hash, and
+an append locks that row until its commit. So an append comes last in its transaction, and delays
+others for no longer than a commit takes.
 
-Who can write to the database can write the whole chain anew. What that cannot change is a
-hash that was logged: `verify` is told of one, and looks for it.
+Anyone who can write to the database can rewrite the whole chain, but not a hash that was logged:
+`verify` takes one and looks for it.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ from db.models import AuditEntry, AuditHead
 from db.queries import audit
 from db.session import Database
 
-GENESIS = "0" * 64  # the hash before the first
+GENESIS = "0" * 64  # `previous` of the first entry
 PAGE = 1000
 MAX_ACTOR_CHARACTERS = 256
 
@@ -44,15 +44,15 @@ class Act(StrEnum):
     EXPORT = "export"
     ERASE = "erase"
     BACKUP = "backup"
-    REQUEUE = "requeue"  # of a message that was set aside
-    FORGET = "forget"  # the same, deleted
+    REQUEUE = "requeue"  # a quarantined message was put back in the queue
+    FORGET = "forget"  # a quarantined message was deleted
     MIGRATE = "migrate"
     ROTATE_KEYS = "rotate_keys"
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The last entry of the chain; of an empty one the sequence is 0."""
+    """The last entry of the chain; the sequence of an empty one is 0."""
 
     sequence: int
     hash: str
@@ -60,10 +60,10 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """The result of verifying the chain; `faults` is empty where no entry was changed."""
+    """The result of verifying the chain; `faults` is empty if no entry was changed."""
 
     num_entries: int
-    first: int  # the sequence of the oldest that is kept
+    first: int  # the sequence of the oldest entry that is kept
     head: Head
     faults: tuple[str, ...]
 
@@ -73,7 +73,7 @@ _actor: ContextVar[str | None] = ContextVar("actor", default=None)
 
 @contextmanager
 def acting_as(actor: str) -> Iterator[None]:
-    """Record acts within this context as this actor's: `celery ORIGIN`, `worker NAME`."""
+    """Record acts within this context under this actor: `celery ORIGIN`, `worker NAME`."""
     clean = actor.replace("\x00", "").encode(errors="replace").decode()
     token = _actor.set(clean[:MAX_ACTOR_CHARACTERS])
     try:
@@ -83,13 +83,13 @@ def acting_as(actor: str) -> Iterator[None]:
 
 
 def present_actor() -> str:
-    """The actor that `acting_as` set, else the user of this process."""
+    """The actor that `acting_as` set, or else the user of this process."""
     return _actor.get() or _process_user(os.getuid())
 
 
 @cache
 def _process_user(uid: int) -> str:
-    # Of the process, not of the environment, which anybody may set.
+    # The user of the process, not $USER, which any user may set.
     try:
         name = pwd.getpwuid(uid).pw_name
     except KeyError:
@@ -98,7 +98,7 @@ def _process_user(uid: int) -> str:
 
 
 def append(session: Session, act: Act, objects: Mapping[str, Any]) -> None:
-    """Append an act of the present actor; the last statement of its transaction.
+    """Append an act of the present actor, as the last statement of its transaction.
 
     objects: ids, names of ours and numbers, JSON-able; never a user's text
     """
@@ -116,7 +116,7 @@ def _content(at: datetime, actor: str, act: str, objects: Mapping[str, Any]) -> 
 
 
 def head(database: Database) -> Head:
-    """The end of the chain, to be logged where it cannot be changed."""
+    """The last entry of the chain, to be logged where it cannot be changed."""
     with database.read() as session:
         row = session.scalars(select(AuditHead)).first()
     return Head(0, GENESIS) if row is None else Head(row.sequence, row.hash)
@@ -133,9 +133,10 @@ def entries(
     newest_first: bool = False,
     limit: int | None = None,
 ) -> Iterator[AuditEntry]:
-    """Entries in their order, page by page.
+    """Entries in order, page by page.
 
-    actor: a part of the name; after: the sequence of an entry, only what follows it
+    actor: a part of the name
+    after: the sequence of an entry; only later ones are returned
     """
     statement = audit.entries(act, actor, since, until)
     num_left = limit
@@ -157,14 +158,14 @@ def entries(
 
 
 def verify(database: Database, known_hash: str | None = None) -> Verification:
-    """Compute the chain anew, from the oldest entry that is kept.
+    """Recompute the chain from the oldest stored entry.
 
-    known_hash: one that was logged, and must be in the chain
+    known_hash: a logged hash, which the chain must contain
     """
     while True:
         verified = _verify_once(database, known_hash)
-        # A pruning pass that cuts the beginning meanwhile leaves an entry that does not fit what
-        # was read before it.
+        # If a pruning pass cuts the beginning meanwhile, the next entry does not fit the ones read
+        # before it.
         if not verified.faults or _first(database) in (None, verified.first):
             return verified
 
@@ -175,13 +176,13 @@ def _verify_once(database: Database, known_hash: str | None) -> Verification:
         num_before = chain.num
         for entry in _as_they_are(database, chain.last.sequence if chain.num else None):
             chain.add(entry)
-        end = head(database)  # after the entries, which may go on meanwhile
+        end = head(database)  # read after the entries, since entries may be added meanwhile
         if end.sequence <= chain.last.sequence or chain.num == num_before:
             return chain.verified(end)
 
 
 def _first(database: Database) -> int | None:
-    """The number of the oldest entry that is kept."""
+    """The sequence of the oldest stored entry."""
     with database.read() as session:
         place = session.execute(audit.places(0, 1)).first()
     return None if place is None else place.sequence
@@ -189,7 +190,7 @@ def _first(database: Database) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class _Unreadable:
-    """The place in the chain of an entry that was changed into what cannot be read."""
+    """The place in the chain of an entry that was changed and cannot be parsed."""
 
     sequence: int
     previous_hash: str
@@ -197,7 +198,7 @@ class _Unreadable:
 
 
 def _as_they_are(database: Database, after: int | None) -> Iterator[AuditEntry | _Unreadable]:
-    """Entries in their order, whatever somebody has made of them."""
+    """Entries in order, even where somebody has changed them."""
     while True:
         with database.read() as session:
             places = session.execute(audit.places(after, PAGE)).all()
@@ -210,7 +211,7 @@ def _as_they_are(database: Database, after: int | None) -> Iterator[AuditEntry |
 def _read_together(
     session: Session, places: Sequence[_Unreadable]
 ) -> Sequence[AuditEntry | _Unreadable]:
-    """The entries of these places, read in halves where one cannot be read."""
+    """Read the entries of these places, in halves if one cannot be parsed."""
     if not places:
         return places
     try:
@@ -223,7 +224,7 @@ def _read_together(
 
 
 def _is_unchanged(entry: AuditEntry | _Unreadable) -> bool:
-    """Whether an entry's hash is that of its content."""
+    """Whether an entry's hash matches its content."""
     if isinstance(entry, _Unreadable):
         return False
     try:
@@ -235,7 +236,7 @@ def _is_unchanged(entry: AuditEntry | _Unreadable) -> bool:
 
 
 class _Chain:
-    """The entries so far, and what was wrong with them."""
+    """The entries verified so far, and their faults."""
 
     def __init__(self, known_hash: str | None) -> None:
         self._known_hash = known_hash
@@ -262,7 +263,7 @@ class _Chain:
             and "audit_through" in entry.objects
         ):
             through = Head(entry.objects["audit_through"], entry.objects["audit_hash"])
-            # Of two passes at once, the one that is behind may say last where it has cut.
+            # If two passes run at once, the slower one may record its cut last.
             if through.sequence > self._pruned_through.sequence:
                 self._pruned_through = through
         self._is_known |= entry.hash == self._known_hash

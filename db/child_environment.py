@@ -1,7 +1,7 @@
-"""The environment of a child that needs no database: without the addresses and keys of ours.
+"""The environment of a child process that needs no database: without our addresses and keys.
 
-An engine runs code of others, a checkpoint's own among it (`trust_remote_code`), and whatever
-reports a crash of it may report its environment, too.
+An engine runs code of others, a checkpoint's own included (`trust_remote_code`), and a crash report
+may contain its environment.
 """
 
 import os
@@ -25,11 +25,11 @@ SECRETS = frozenset(
 
 
 def without_secrets(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The environment without passwords and keys of the database, of Redis and of texts."""
+    """Remove the passwords and keys of the database, of Redis and of encryption."""
     try:
         of_keys = keys_variable(environment, Path.cwd())
     except KeysUnusable:
-        of_keys = None  # whoever needs the keys says what is wrong
+        of_keys = None  # the code that needs the keys reports the error
     return {
         name: value
         for name, value in environment.items()

@@ -1,8 +1,8 @@
-"""Instants: how the database keeps them, and its own clock as SQL.
+"""Instants: how the database stores them, and its own clock as SQL.
 
-Leases compare instants written by different machines, so none of them may be
-a worker's own idea of the time. `now()` and `seconds_from_now()` are
-evaluated by the database, in the text format SQLAlchemy stores on SQLite.
+Leases compare instants written by different machines, so no worker's own clock may set them.
+`now()` and `seconds_from_now()` are evaluated by the database, in the text format that SQLAlchemy
+stores on SQLite.
 """
 
 from datetime import UTC, datetime
@@ -35,7 +35,7 @@ class Instant(TypeDecorator[datetime]):
 
 
 class seconds_from_now(FunctionElement[datetime]):
-    """The database's clock plus a number of seconds, which may be an expression."""
+    """The database's clock plus a number of seconds, which may be an SQL expression."""
 
     type = Instant()
     name = "seconds_from_now"
@@ -110,7 +110,7 @@ def _sqlite_between(element: microseconds_between, compiler: SQLCompiler, **kw: 
 
 
 def _sqlite_microseconds(instant: str) -> str:
-    # Its own functions round to milliseconds. The text is `YYYY-MM-DD HH:MM:SS.ffffff`.
+    # SQLite's own functions round to milliseconds. The text is `YYYY-MM-DD HH:MM:SS.ffffff`.
     return (
         f"(CAST(strftime('%s', substr({instant}, 1, 19)) AS INTEGER) * 1000000"
         f" + CAST(substr({instant}, 21) AS INTEGER))"

@@ -8,7 +8,7 @@ DatabaseError
 
 
 class DatabaseError(Exception):
-    """The database cannot be used as it is; the message says what to do."""
+    """The database cannot be used; the message says what to do."""
 
 
 class DatabaseUrlInvalid(DatabaseError):

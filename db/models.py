@@ -1,7 +1,7 @@
 """The tables.
 
-`jobs` is the hot path, so its rows are small; what users sent and what they
-get lie in `payloads` and `results`.
+`jobs` is the hot path, so its rows are small; the texts of users and of results are in `payloads`
+and `results`.
 """
 
 from datetime import datetime
@@ -82,7 +82,7 @@ class Batch(Base):
 
 
 class Job(Base):
-    """One submission: its place in line, its owner, and its outcome."""
+    """One submission: its place in line, its owner and its outcome."""
 
     __tablename__ = "jobs"
 
@@ -99,7 +99,7 @@ class Job(Base):
     language: Mapped[str | None] = mapped_column(String(32))  # of the output
     num_characters: Mapped[int]  # of the input: messages carry jobs of like length
     time_limit_seconds: Mapped[float | None]  # of one attempt
-    traceparent: Mapped[str | None] = mapped_column(String(64))  # W3C's, of whoever submitted it
+    traceparent: Mapped[str | None] = mapped_column(String(64))  # W3C's, of the submitter
 
     attempt: Mapped[int] = mapped_column(server_default="0")
     failures: Mapped[int] = mapped_column(server_default="0")
@@ -107,8 +107,8 @@ class Job(Base):
     lease_until: Mapped[datetime | None]
 
     created_at: Mapped[datetime] = mapped_column(default=now())
-    # Its place in line: when it was submitted, moved by its priority. Being a
-    # constant, it ages as it should: whoever waits long enough is the first.
+    # The job's place in line: its time of submission, moved by its priority. The value is constant,
+    # so that a job that waits long enough comes first.
     turn_at: Mapped[datetime] = mapped_column(default=now())
     published_at: Mapped[datetime | None]
     not_before: Mapped[datetime | None]
@@ -119,8 +119,8 @@ class Job(Base):
     error_code: Mapped[str | None] = mapped_column(String(64))
     error_message: Mapped[str | None] = mapped_column(Text)
 
-    # When a text of it went: by its age, and for a person who asked. Here and not only beside
-    # the texts, for whoever puts a job back in line must see it in the row that it changes.
+    # When a text of the job was deleted, by retention and by erasure. The columns are here and not
+    # only beside the texts, since a requeue must see them in the row that it changes.
     pruned_at: Mapped[datetime | None]
     erased_at: Mapped[datetime | None]
 
@@ -131,7 +131,7 @@ class Job(Base):
         Index("ix_jobs_batch_id_state", "batch_id", "state"),
         Index("ix_jobs_custom_id", "custom_id"),
         Index("ix_jobs_created_at_id", "created_at", "id"),
-        # What the dispatcher looks for: jobs in line, in the order in which they go.
+        # The dispatcher reads this index: queued jobs, in order of dispatch.
         Index(
             "ix_jobs_unpublished",
             "model",
@@ -141,7 +141,7 @@ class Job(Base):
             sqlite_where=text("state = 'queued' AND published_at IS NULL"),
             postgresql_where=text("state = 'queued' AND published_at IS NULL"),
         ),
-        # And what it has sent out already.
+        # The jobs that the dispatcher has published already.
         Index(
             "ix_jobs_outstanding",
             "model",
@@ -184,13 +184,13 @@ class Payload(Base):
     )
     contract: Mapped[dict[str, Any]] = mapped_column(SealedJSON("payloads", "contract"))
     metadata_: Mapped[dict[str, Any]] = mapped_column("metadata")
-    # The chat that this one continues. No foreign key: that job may go before this one does.
+    # The chat job that this one continues. No foreign key: that job may be deleted first.
     previous_job_id: Mapped[UUID | None]
     pruned_at: Mapped[datetime | None]  # since when the contract is empty
 
 
 class Result(Base):
-    """The answer that the user gets."""
+    """The answer to a job."""
 
     __tablename__ = "results"
 
@@ -203,17 +203,17 @@ class Result(Base):
     finish_reason: Mapped[str] = mapped_column(String(16))
     prompt_tokens: Mapped[int]
     completion_tokens: Mapped[int]
-    # Of this answer alone: the settings used. What it shares with others is the model card's;
-    # a worker of a revision before 0004 writes both here.
+    # The settings of this answer alone. The shared fields are in the model card; a worker of a
+    # revision before 0004 writes both here.
     provenance: Mapped[dict[str, Any]] = mapped_column(SealedJSON("results", "provenance"))
-    # No foreign key: its check would lock one card's row for every result of all workers.
-    # Cards are never deleted.
+    # No foreign key: its check would lock the row of one card for each result of all workers. Cards
+    # are never deleted.
     model_card_id: Mapped[UUID | None]
-    # What of a source was read, and in how many parts.
+    # How much of the source was read, and in how many parts.
     coverage: Mapped[dict[str, Any] | None] = mapped_column(SealedJSON("results", "coverage"))
     left_out_characters: Mapped[int | None]  # of the source; 0: all of it was read
-    cached_parts: Mapped[int | None]  # answers to its requests that were not computed for it
-    # The signals of `db.outcome.Signals`, each None where it says nothing of this result.
+    cached_parts: Mapped[int | None]  # requests that were answered from the cache
+    # The signals of `db.outcome.Signals`. None: the signal does not apply to this result.
     length_ratio: Mapped[float | None]
     repetition: Mapped[float | None]
     detected_language: Mapped[str | None] = mapped_column(String(32))
@@ -222,8 +222,8 @@ class Result(Base):
     num_cut_parts: Mapped[int | None]
     num_missed_placeholders: Mapped[int | None]
     num_missed_terms: Mapped[int | None]
-    suspicions: Mapped[str | None]  # codes with spaces in between; None: nothing is suspicious
-    # What the model thought before it answered.
+    suspicions: Mapped[str | None]  # codes, separated by spaces; None: nothing is suspicious
+    # The reasoning of the model before its answer.
     reasoning: Mapped[str | None] = mapped_column(SealedText("results", "reasoning"))
     reasoning_tokens: Mapped[int | None]  # of the completion's
     pruned_at: Mapped[datetime | None]  # since when there is no text here, only counts
@@ -234,13 +234,13 @@ class ModelCardRow(Base):
 
     __tablename__ = "model_cards"
 
-    id: Mapped[UUID] = mapped_column(primary_key=True)  # of its content, see db/model_card.py
+    id: Mapped[UUID] = mapped_column(primary_key=True)  # hash of its content, see db/model_card.py
     content: Mapped[dict[str, Any]]
     created_at: Mapped[datetime] = mapped_column(default=now())
 
 
 class Segment(Base):
-    """A finished part of a recipe, so that another attempt need not redo it."""
+    """A finished part of a recipe, so that another attempt does not repeat it."""
 
     __tablename__ = "segments"
 
@@ -259,10 +259,10 @@ class CacheEntry(Base):
 
     __tablename__ = "cache_entries"
 
-    key: Mapped[bytes] = mapped_column(LargeBinary(32), primary_key=True)  # of all that decides it
-    tenant: Mapped[str | None] = mapped_column(String(128))  # whose; None: everybody's
+    key: Mapped[bytes] = mapped_column(LargeBinary(32), primary_key=True)  # hash of the request
+    tenant: Mapped[str | None] = mapped_column(String(128))  # None: shared by all tenants
     output: Mapped[bytes] = mapped_column(SealedBytes("cache_entries", "output", ("key",)))
-    num_bytes: Mapped[int]  # of the output, for the sum of all
+    num_bytes: Mapped[int]  # size of the output, for the sum of all entries
     created_at: Mapped[datetime] = mapped_column(default=now())
     used_at: Mapped[datetime] = mapped_column(default=now())  # the last time, to the hour
 
@@ -273,7 +273,7 @@ class CacheEntry(Base):
 
 
 class AttemptRow(Base):
-    """An attempt that did not succeed, and why; the one that did is in the job itself."""
+    """An attempt that did not succeed, and why; the successful one is in the job itself."""
 
     __tablename__ = "attempts"
 
@@ -293,7 +293,7 @@ class AttemptRow(Base):
 
 
 class QuarantinedMessage(Base):
-    """A message that could not be taken as what it claims to be, as it was; the oldest go."""
+    """A message that could not be taken, unchanged; the oldest are deleted."""
 
     __tablename__ = "quarantined_messages"
 
@@ -301,7 +301,7 @@ class QuarantinedMessage(Base):
     arrived_at: Mapped[datetime]
     queue: Mapped[str]
     reason: Mapped[str] = mapped_column(String(64))
-    task: Mapped[str | None]  # this and the next: as far as they could be read
+    task: Mapped[str | None]  # task and model: None if they could not be read
     origin: Mapped[str | None]
     # No foreign key: the job may be gone, and the message is kept all the same.
     job_id: Mapped[UUID | None] = mapped_column(index=True)
@@ -310,7 +310,7 @@ class QuarantinedMessage(Base):
 
 
 class AuditEntry(Base):
-    """An act: who did what to which objects, and a hash of it and all acts before."""
+    """An act: who did what to which objects, with a hash of it and of all acts before."""
 
     __tablename__ = "audit"
 
@@ -337,7 +337,7 @@ class AuditHead(Base):
 
 
 class WorkerRow(Base):
-    """A live worker: which models it serves and how many jobs it can hold."""
+    """A live worker: the models that it serves and its capacity."""
 
     __tablename__ = "workers"
 
@@ -350,7 +350,7 @@ class WorkerRow(Base):
 
 
 class Leadership(Base):
-    """A task that one worker at a time may do, and until when it is whose."""
+    """A duty that one worker at a time holds, and until when."""
 
     __tablename__ = "leaderships"
 

@@ -1,4 +1,4 @@
-"""Outcomes: how an attempt ended, and the answer it gave."""
+"""Outcome: how an attempt ended, and its answer."""
 
 from dataclasses import dataclass, fields
 from typing import Any
@@ -10,7 +10,7 @@ from db.suspicion import Suspicion
 
 @dataclass(frozen=True, slots=True)
 class Fence:
-    """The attempt that may write: an older attempt of the job changes nothing."""
+    """The right of an attempt to write: an older attempt of the job changes nothing."""
 
     job_id: UUID
     attempt: int
@@ -19,20 +19,20 @@ class Fence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signals:
-    """Cheap signs of an answer's quality; None: this one says nothing of the answer."""
+    """Cheap signs of an answer's quality; None: the signal does not apply."""
 
-    length_ratio: float | None = None  # of the source's; an ideograph counts as three letters
+    length_ratio: float | None = None  # to the source; an ideograph counts as 3 letters
     repetition: float | None = None  # share of its most repetitive stretch, 0 to 1
-    detected_language: str | None = None  # what the answer seems to be in
+    detected_language: str | None = None  # the language that the answer seems to be in
     untranslated_share: float | None = None  # of the letters of sentences of several words
     num_empty_parts: int | None = None
-    num_cut_parts: int | None = None  # that ended at their limit of length
+    num_cut_parts: int | None = None  # parts that ended at their limit of length
     num_missed_placeholders: int | None = None
-    num_missed_terms: int | None = None  # of the glossary
+    num_missed_terms: int | None = None  # terms of the glossary that the answer lacks
     suspicions: tuple[Suspicion, ...] = ()
 
     def to_row(self) -> dict[str, Any]:
-        """The columns of a result."""
+        """The signals as columns of a result."""
         row = {name: getattr(self, name) for name in SIGNALS}
         return {**row, "suspicions": " ".join(self.suspicions) or None}
 
@@ -50,53 +50,53 @@ class Answer:
     finish_reason: str
     prompt_tokens: int
     completion_tokens: int
-    provenance: dict[str, Any]  # of this answer alone: the settings used
-    model_card: dict[str, Any] | None = None  # what it shares with others of its model
-    coverage: dict[str, Any] | None = None  # of a source; None where that says nothing
+    provenance: dict[str, Any]  # the settings of this answer alone
+    model_card: dict[str, Any] | None = None  # the fields that all answers of its model share
+    coverage: dict[str, Any] | None = None  # of the source; None if it does not apply
     left_out_characters: int | None = None  # of the source
-    cached_parts: int = 0  # its requests that others had asked before, or at the same time
+    cached_parts: int = 0  # requests that were answered for another job, before or at the same time
     signals: Signals = NO_SIGNALS
-    reasoning: str | None = None  # what the model thought before it answered
+    reasoning: str | None = None  # the reasoning of the model before its answer
     reasoning_tokens: int | None = None  # of the completion's
 
 
 @dataclass(frozen=True, slots=True)
 class FinishedSegment:
-    """A finished part of an attempt, to be kept for the next one should this one not end."""
+    """A finished part of an attempt, stored for the next attempt if this one does not finish."""
 
     fence: Fence
-    position: int  # of its request among all of the job
+    position: int  # index of its request among those of the job
     output: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class FinishedRequest:
-    """A model's answer, to be kept for equal requests."""
+    """A model's answer, stored for equal requests."""
 
-    fence: Fence  # of an attempt that it answers
+    fence: Fence  # of an attempt that this entry answers
     key: bytes  # of all that decides the answer
-    tenant: str | None  # who may see it; None: everybody
+    tenant: str | None  # the tenant that may read it; None: all tenants
     output: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """The end of an attempt, and the state its job goes to.
+    """The end of an attempt, and the next state of its job.
 
-    A failure that another attempt may mend goes to `queued` with a delay; a
-    release goes there without delay and without blame.
+    A failure that can be retried goes to `queued` with a delay; a release goes there without delay
+    and without blame.
     """
 
     fence: Fence
     state: JobState
     answer: Answer | None = None
-    has_segments: bool = False  # which the answer makes superfluous
+    has_segments: bool = False  # stored segments, which the answer makes superfluous
     error_code: str | None = None
     error_message: str | None = None
     blamed: bool = False  # counts towards the limit of failures
     delay_seconds: float = 0.0
-    output: str | None = None  # of a failure: the answer that was refused
-    model: str | None = None  # whose queue the job goes to; None: the one that it came from
+    output: str | None = None  # the refused answer, if that was the failure
+    model: str | None = None  # the model whose queue the job goes to; None: the same as before
 
     def __post_init__(self) -> None:
         assert (self.answer is not None) == (self.state is JobState.SUCCEEDED)
@@ -130,7 +130,7 @@ class Outcome:
 
     @classmethod
     def moved(cls, fence: Fence, model: str) -> "Outcome":
-        """The job goes on at a worker that serves another model; finished segments are kept."""
+        """The job continues at a worker that serves another model; its segments are kept."""
         return cls(fence=fence, state=JobState.QUEUED, model=model)
 
     @classmethod

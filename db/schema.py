@@ -1,4 +1,4 @@
-"""The schema's revisions: bring a database to ours, and refuse any other."""
+"""The schema's revision: upgrades a database to ours, and refuses any other."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,8 +15,8 @@ from db.errors import DatabaseError, DatabaseLocked
 from db.models import AuditHead
 from db.session import Database
 
-# Alembic is imported by what migrates and by nothing else: it is a fifth of the time in
-# which a worker or a command starts.
+# Only code that migrates imports Alembic: the import is a fifth of the start of a worker or a
+# command.
 if TYPE_CHECKING:
     from alembic.config import Config
     from alembic.script import Script, ScriptDirectory
@@ -25,11 +25,11 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 
 
 class SchemaMismatch(DatabaseError):
-    """The database is at another revision than this code; the message says which and what to do."""
+    """The database is at another revision than this code; the message names both and the remedy."""
 
 
 def config(connection: Connection | None = None) -> "Config":
-    """Alembic's configuration for our migrations, run on `connection`."""
+    """Alembic's configuration for our migrations on `connection`."""
     from alembic.config import Config
 
     alembic = Config()
@@ -40,23 +40,25 @@ def config(connection: Connection | None = None) -> "Config":
 
 
 def revisions() -> list[str]:
-    """Every revision that this code knows, oldest first: migrations form one line, and a
-    migration's file begins with its revision."""
+    """Every revision that this code knows, oldest first.
+
+    Migrations form one line, and the name of a migration's file begins with its revision.
+    """
     return sorted(path.name.partition("_")[0] for path in MIGRATIONS.glob("versions/[0-9]*_*.py"))
 
 
 def head() -> str:
-    """The revision that this code is written for."""
+    """The revision that this code needs."""
     return revisions()[-1]
 
 
 def revision(database: Database) -> str | None:
-    """The revision that the database is at; None when it has no tables of ours.
+    """The database's revision; None if it has none of our tables.
 
-    Raises DatabaseError when it cannot be reached.
+    Raises DatabaseError if the database cannot be reached.
     """
     try:
-        # To look takes no lock, whoever writes meanwhile.
+        # Reading takes no lock, even while another process writes.
         engine = database.engine.execution_options(tidemill_read_only=True)
         with engine.connect() as connection:
             return _revision(connection)
@@ -66,7 +68,7 @@ def revision(database: Database) -> str | None:
         reason = _first_line(error)
         if database.file is not None:
             remedy = "it must be a file that this user may read and write, in a folder as well"
-        elif "certificate verify failed" in reason:  # all that libpq says of it
+        elif "certificate verify failed" in reason:  # libpq says no more than this
             remedy = (
                 "give the file of its authority as sslrootcert in TIDEMILL_DATABASE_URL; or its "
                 "certificate is for another name, or has expired"
@@ -88,7 +90,7 @@ def _revision(connection: Connection) -> str | None:
 
 
 def migrate(database: Database, to: str = "head") -> tuple[str | None, str | None]:
-    """Bring the database to a revision; returns the one before and the one after."""
+    """Bring the database to a revision; returns the revisions before and after."""
     from alembic import command
     from alembic.script import ScriptDirectory
 
@@ -102,21 +104,21 @@ def migrate(database: Database, to: str = "head") -> tuple[str | None, str | Non
             command.downgrade(config(connection), to)
             _append_migration(connection, before, to)
         return before, revision(database)
-    # A transaction for each revision, so that none holds the locks of all of them.
+    # One transaction per revision, so that none holds the locks of all revisions.
     goal = scripts.get_revision(to).revision
     for script in reversed(list(scripts.iterate_revisions(goal, before or "base"))):
         _prepare(database, script)
         with _migrating(database) as connection:
-            # Another that migrates at the same time may have been first.
+            # Another process that migrates at the same time may have been first.
             if _revision(connection) == script.down_revision:
                 _upgrade(scripts, connection, script.revision)
-                if script.revision == head():  # before that, its table may be another
+                if script.revision == head():  # an earlier revision may have another table
                     _append_migration(connection, before, script.revision)
     return before, revision(database)
 
 
 def _upgrade(scripts: "ScriptDirectory", connection: Connection, to: str) -> None:
-    """What alembic's own command does, which reads every migration from its file again."""
+    """Run migrations as alembic's command does, without reading every migration file again."""
     from alembic.runtime.environment import EnvironmentContext
 
     def steps(rev: Any, context: Any) -> Any:
@@ -134,7 +136,7 @@ def _append_migration(connection: Connection, before: str | None, after: str) ->
 
 
 def _prepare(database: Database, script: "Script") -> None:
-    """Run a migration's `prepare` until it says that nothing is left, a transaction each time."""
+    """Run a migration's `prepare` until nothing is left, each time in its own transaction."""
     prepare = getattr(script.module, "prepare", None)
     after = None
     while prepare is not None:
@@ -146,7 +148,7 @@ def _prepare(database: Database, script: "Script") -> None:
 
 @contextmanager
 def _migrating(database: Database) -> Iterator[Connection]:
-    """A transaction beside old workers: it does not wait for them for ever, nor they for it."""
+    """A transaction beside old workers, in which neither side waits for the other without limit."""
     with database.engine.begin() as connection:
         _hold_migration_lock(connection)
         if connection.dialect.name == "postgresql":
@@ -180,8 +182,8 @@ def _unknown(current: str) -> str:
 
 
 def _hold_migration_lock(connection: Connection) -> None:
-    # Two workers that migrate at once wait for each other; SQLite's
-    # transaction is exclusive as it is.
+    # Two workers that migrate at once wait for each other; on SQLite the transaction is exclusive
+    # anyway.
     if connection.dialect.name == "postgresql":
         connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7313)")
 

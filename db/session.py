@@ -1,4 +1,4 @@
-"""The database: how to reach it, and one transaction at a time."""
+"""Database: the connection and its transactions."""
 
 import os
 import sqlite3
@@ -21,26 +21,25 @@ from db.encryption.sealed import seal_inserts, to_json
 from db.encryption.settings import configured_keys
 from db.errors import DatabaseError
 
-LOCK_SECONDS = 30.0  # that a transaction waits for a lock; for another writer of an SQLite file
+LOCK_SECONDS = 30.0  # a transaction's wait for a lock, or for another writer of an SQLite file
 
 
 class Database:
-    """A database by its URL; connects when it is first used.
+    """A database by its URL. It connects at first use.
 
-    SQLite runs in WAL mode with `synchronous=FULL`, so what was committed
-    survives a power cut, and a writer takes its lock when it begins: a
-    deferred transaction that upgrades fails at once, whatever the timeout. A text that is
-    deleted is overwritten in the file.
+    SQLite runs in WAL mode with `synchronous=FULL`, so that commits survive a power cut, and a
+    writer takes its lock at the start: a deferred transaction that upgrades fails at once, whatever
+    the timeout. Deleted texts are overwritten in the file.
     """
 
     def __init__(self, url: str | URL, keys: KeyRing | None = None) -> None:
-        """keys: what texts are sealed with; by default the environment's, or [encryption]'s"""
+        """keys: for encryption; by default those of the environment or of [encryption]"""
         self.url = url if isinstance(url, URL) else read_database_url(url)
         self._keys = keys
 
     @cached_property
     def keys(self) -> KeyRing | None:
-        """The keys that seal texts; None: texts are not encrypted. Raises KeysUnusable."""
+        """The encryption keys; None: texts are not encrypted. Raises KeysUnusable."""
         return self._keys or key_ring(os.environ) or configured_keys(os.environ, Path.cwd())
 
     @property
@@ -68,7 +67,7 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[Session]:
-        """A transaction that may change rows; commits at the end or not at all."""
+        """A transaction that may change rows; it commits at its end or not at all."""
         with Session(self.engine, expire_on_commit=False) as session, session.begin():
             yield session
 
@@ -80,7 +79,7 @@ class Database:
             yield session
 
     def close(self) -> None:
-        if "engine" in vars(self):  # else it never connected, and may not be able to
+        if "engine" in vars(self):  # else it has never connected, and perhaps cannot
             self.engine.dispose()
 
 
@@ -97,7 +96,7 @@ def _sqlite(url: URL, options: Mapping[str, Any]) -> Engine:
 
     @event.listens_for(engine, "connect")
     def configure(connection: sqlite3.Connection, record: Any) -> None:
-        connection.isolation_level = None  # BEGIN is ours to say, below
+        connection.isolation_level = None  # BEGIN is sent by the listener below
         for pragma in (
             "journal_mode = WAL",
             "synchronous = FULL",
@@ -106,7 +105,7 @@ def _sqlite(url: URL, options: Mapping[str, Any]) -> Engine:
             f"busy_timeout = {1000 * LOCK_SECONDS:.0f}",
         ):
             connection.execute(f"PRAGMA {pragma}")
-        # SQLite's own knows the case of 26 letters.
+        # SQLite's own function knows only the 26 letters of ASCII.
         connection.create_function("lower", 1, _lower, deterministic=True)
         connection.create_function("sha256_hex", 1, _sha256_hex, deterministic=True)
 
@@ -153,10 +152,10 @@ def _postgresql(url: URL, options: Mapping[str, Any]) -> Engine:
 
 
 def _connect_args(url: URL) -> dict[str, Any]:
-    """Our parameters of a connection; what the URL says goes before them."""
+    """Our connection parameters; those in the URL take precedence."""
     args: dict[str, Any] = {
         "connect_timeout": 10,
-        # A server that vanished answers nothing for ever, and Linux waits two hours.
+        # A server that vanished never answers, and Linux would wait two hours.
         "keepalives_idle": 15,
         "keepalives_interval": 5,
         "keepalives_count": 3,
@@ -164,13 +163,13 @@ def _connect_args(url: URL) -> dict[str, Any]:
         "application_name": "tidemill",
     }
     args = {name: value for name, value in args.items() if name not in url.query}
-    # No transaction is open while a model runs, so one that hangs is a fault.
+    # No transaction is open while a model runs, so an idle transaction is a fault.
     args["options"] = (
         f"-c lock_timeout={1000 * LOCK_SECONDS:.0f} -c statement_timeout=120s "
         "-c idle_in_transaction_session_timeout=60s"
     )
     if theirs := url.query.get("options"):
-        # Of two values of a setting the last counts.
+        # If a setting is given twice, the last value counts.
         args["options"] = " ".join(
             [args["options"], *([theirs] if isinstance(theirs, str) else theirs)]
         )
@@ -178,7 +177,7 @@ def _connect_args(url: URL) -> dict[str, Any]:
 
 
 def database_from_environment() -> Database:
-    """The database that `TIDEMILL_DATABASE_URL` names, or that a `tidemill up` here serves."""
+    """The database of `TIDEMILL_DATABASE_URL`, or of a `tidemill up` in this folder."""
     from db.connection.address import database_address
 
     return Database(database_address(os.environ, Path.cwd()))

@@ -1,4 +1,4 @@
-"""The states of a job, and which may follow which."""
+"""The states of a job, and the allowed transitions."""
 
 from enum import StrEnum
 
@@ -20,11 +20,11 @@ NEXT: dict[JobState, frozenset[JobState]] = {
             JobState.FAILED,
             JobState.CANCELLED,
             JobState.EXPIRED,
-            JobState.QUEUED,  # released, to be retried, or its lease ran out
+            JobState.QUEUED,  # the job was released, is to be retried, or its lease ran out
         }
     ),
     JobState.SUCCEEDED: frozenset(),
-    # The way back is only ever taken by a person: `tidemill retry`.
+    # Only a user takes this way back, with `tidemill retry`.
     JobState.FAILED: frozenset({JobState.QUEUED}),
     JobState.CANCELLED: frozenset({JobState.QUEUED}),
     JobState.EXPIRED: frozenset({JobState.QUEUED}),

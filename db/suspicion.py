@@ -1,11 +1,11 @@
-"""Suspicions: the reasons that a result may be wrong, as its signals say."""
+"""Suspicions: reasons that a result may be wrong, derived from its signals."""
 
 from enum import StrEnum
 from typing import Any, Protocol
 
 
 class Suspicion(StrEnum):
-    """A reason to look at a result; `jobs` keep them as codes with spaces in between."""
+    """A reason to check a result; `jobs` store them as codes separated by spaces."""
 
     EMPTY = "empty"
     CUT_BY_LENGTH = "cut_by_length"
@@ -20,7 +20,7 @@ class Suspicion(StrEnum):
 
 
 class HasSignals(Protocol):
-    """A result, or what is about to be one."""
+    """A stored result, or an answer that is not yet written."""
 
     @property
     def length_ratio(self) -> float | None: ...
@@ -41,7 +41,7 @@ class HasSignals(Protocol):
 
 
 def in_words(suspicion: Suspicion, signals: HasSignals) -> str:
-    """The reason with its figure, for a person."""
+    """The reason with its figure, in words."""
 
     def share(value: float | None) -> str:
         return f"{value or 0:.2f}"

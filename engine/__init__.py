@@ -1,5 +1,5 @@
-"""The engine process: the only place with torch.
+"""The engine process: the only package that imports torch.
 
-The parent imports `engine.protocol.messages` and `engine.protocol.engine_spec`, which load
-no model library. Begin reading at `loop.py`.
+The worker imports only `engine.protocol`, which loads no model library. Begin reading at
+`core/loop.py`.
 """

@@ -1,4 +1,4 @@
-"""`python -m engine FD`: what the parent starts; see process.py."""
+"""`python -m engine FD` starts an engine process; see process.py."""
 
 import sys
 

@@ -32,7 +32,7 @@ MAX_LISTED = 12  # languages named in a message
 
 
 class EngineError(Exception):
-    """Anything this package raises on purpose."""
+    """Base of the errors that this package raises on purpose."""
 
 
 class SpecError(EngineError):
@@ -69,7 +69,7 @@ class PromptTooLong(RequestError):
     def __init__(
         self, num_tokens: int, max_tokens: int, remedy: str, is_at_least: bool = False
     ) -> None:
-        """is_at_least: the rest was not counted"""
+        """is_at_least: whether `num_tokens` is a lower bound"""
         self.num_tokens, self.max_tokens = num_tokens, max_tokens
         at_least = "at least " if is_at_least else ""
         super().__init__(
@@ -78,7 +78,7 @@ class PromptTooLong(RequestError):
 
 
 class TextTooLong(PromptTooLong):
-    """A text with few tokens for its length, most of which was not tokenized."""
+    """A text that has few tokens for its length, most of which was not tokenized."""
 
     def __init__(
         self, num_tokens: int, num_characters: int, max_tokens: int, max_characters: int
@@ -146,7 +146,7 @@ class GenerationFailed(RequestError):
     code = "generation_failed"
 
     def __init__(self, error: BaseException, doing: str) -> None:
-        """doing: what was being done"""
+        """doing: the activity that failed, as in `reading the prompt`"""
         super().__init__(
             f"the model raised {type(error).__name__} on this request while {doing}: "
             f"{in_words(error)}"
@@ -164,7 +164,7 @@ class TokenOutOfRange(RequestError):
 
 
 def in_words(error: BaseException) -> str:
-    """The cause by type and place: a library's message can quote the prompt."""
+    """The type and place of an error, without its message, which may quote the prompt."""
     kinds = {
         IndexError: "a token or position is outside a table",
         KeyError: "a name or token is not known",

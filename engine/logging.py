@@ -18,7 +18,7 @@ COMMON = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 
 
 class EventFormatter(logging.Formatter):
-    """`2026-01-31 02:00:00,000 INFO engine ready alias=reports threads=2`"""
+    """Formats records as `2026-01-31 02:00:00,000 INFO engine ready alias=reports threads=2`."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(message)s")
@@ -29,9 +29,9 @@ class EventFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """`{"time": "2026-01-31T01:00:00.000+00:00", "level": "INFO", "event": "engine ready", ...}`
+    """Formats records as `{"time": "2026-01-31T01:00:00.000+00:00", "level": ...}`.
 
-    One line, and ASCII, whatever the fields hold.
+    Each is one line of ASCII, whatever the fields hold.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -54,7 +54,7 @@ class JsonFormatter(logging.Formatter):
 def _message(record: logging.LogRecord) -> str:
     try:
         return record.getMessage()
-    except Exception:  # of whatever was to be shown: a line is better than none
+    except Exception:  # from a field's own code: a line is better than none
         return "a line that cannot be shown"
 
 
@@ -66,7 +66,7 @@ def as_text(value: object) -> str:
 
 
 def fields_of(record: logging.LogRecord) -> dict[str, Any]:
-    """The fields of the event."""
+    """The fields of a record's event."""
     return {key: value for key, value in vars(record).items() if key not in COMMON}
 
 
@@ -87,7 +87,7 @@ def log_to_stderr() -> None:
 
 
 def error_location(error: BaseException) -> str:
-    """An error's type and place. Not its message, which may quote a user's text."""
+    """The type and place of an error, without its message, which may quote a user's text."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
     return f"{type(error).__name__}{place}"

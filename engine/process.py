@@ -1,8 +1,8 @@
-"""The engine process: `python -m engine FD`, FD being one end of a socket pair.
+"""The engine process: `python -m engine FD`, where FD is one end of a socket pair.
 
-It loads what the first frame names, answers with a card or with one sentence why not,
-and serves until it is told to stop or its parent dies. The parent decides when it
-ends, so the signals that a terminal sends to everybody are ignored.
+It loads the model that the first frame names, answers with a model card or with the reason for
+failure, and serves until it receives Stop or its parent dies. Only the parent ends it, so it
+ignores the signals that a terminal sends to all processes.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ BROKEN_STATUS = 70
 
 
 def main(fd: int) -> None:
-    """Does not return."""
+    """Run the engine process; does not return."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     log_to_stderr()
@@ -56,7 +56,7 @@ def main(fd: int) -> None:
 
 
 def run(pipe: Connection) -> int:
-    """Load and serve; returns the exit status."""
+    """Load the model and serve; returns the exit status."""
     frame = from_bytes(pipe.recv_bytes())
     assert isinstance(frame, Load), f"the first frame is a {type(frame).__name__}"
     try:
@@ -69,7 +69,7 @@ def run(pipe: Connection) -> int:
 
 
 def load_engine(spec: EngineSpec) -> Backend:
-    """Raises Unloadable."""
+    """Load the backend that the spec names. Raises Unloadable."""
     if spec.engine == "fake":
         from engine.backends.fake import FakeBackend
 
@@ -100,8 +100,7 @@ def load_engine(spec: EngineSpec) -> Backend:
 
 @contextmanager
 def no_garbage_collection() -> Iterator[None]:
-    """Switch garbage collection off for imports, which make no garbage: to look for it takes a
-    seventh of the time of torch's."""
+    """Switch garbage collection off during imports: it takes a seventh of torch's import time."""
     gc.disable()
     try:
         yield
@@ -110,7 +109,7 @@ def no_garbage_collection() -> Iterator[None]:
 
 
 def serve(pipe: Connection, spec: EngineSpec, engine: Backend) -> int:
-    """Serve requests until the parent says stop; returns the exit status."""
+    """Serve requests until the parent sends Stop; returns the exit status."""
     limits = StepLimits.of(spec)
     tracker, inbox, outbox = RequestTracker(spec.max_held), Inbox(), Outbox()
     requests = RequestQueue()

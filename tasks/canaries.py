@@ -1,4 +1,4 @@
-"""Canaries: configured jobs that run every night, and whose answers must not change.
+"""Canaries: configured jobs that run every night and whose answers must not change.
 
 [[canaries]]
 name = "gate"
@@ -30,14 +30,14 @@ from tasks.submission.rows import job_row
 from tasks.submission.submitted import SubmittedBatch
 
 BATCH = "canaries"  # the name of all their batches
-MAX_BATCHES = 20  # looked through for the last answer of each
+MAX_BATCHES = 20  # batches that are searched for the last answer of each canary
 
 
 @dataclass(frozen=True, slots=True)
 class Canary:
     name: str
     contract: Contract
-    expected: str | None  # None: what it answered the time before
+    expected: str | None  # None: the answer of the time before
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +45,9 @@ class CanaryOutcome:
     """The latest outcome of a canary."""
 
     name: str
-    job: FoundJob | None  # None: it has not finished once
-    expected: str | None  # None: there is nothing yet to hold it against
-    is_missing: bool = False  # the last run had no job of it, and an earlier one had
+    job: FoundJob | None  # None: it has never finished
+    expected: str | None  # None: there is no answer yet to compare with
+    is_missing: bool = False  # an earlier run had a job of it, the last run had none
 
     @property
     def verdict(self) -> str:
@@ -67,7 +67,7 @@ class CanaryOutcome:
 
 
 def canaries_of(tables: Any) -> tuple[Canary, ...]:
-    """The canaries of a configuration's [[canaries]]; raises SettingsError naming the fault."""
+    """Parse the [[canaries]] tables; raises SettingsError with the fault."""
     if not isinstance(tables, list):
         raise SettingsError("canaries is a list; write [[canaries]]")
     canaries = tuple(_canary(number, table) for number, table in enumerate(tables, start=1))
@@ -90,7 +90,7 @@ def _canary(number: int, table: Any) -> Canary:
     if expected is not None and not isinstance(expected, str):
         raise SettingsError(f"canary {name}: expected is a text")
     contract = CONTRACTS[task]
-    # An answer that was kept shows nothing of the model.
+    # A cached answer would say nothing about the model.
     fresh = {"use_cache": False} if "use_cache" in contract.model_fields else {}
     try:
         contract_of_canary = contract.parse({**fields, **fresh, "custom_id": name})
@@ -102,7 +102,7 @@ def _canary(number: int, table: Any) -> Canary:
 def submit_canaries(canaries: Sequence[Canary], run_key: str) -> SubmittedBatch:
     """Submit every canary, once for a run key.
 
-    Raises Refused, when the others are submitted, where one names a model that is not there.
+    A canary with an unknown model raises Refused after the others are submitted.
     """
     catalog = settings.catalog()
     taken: list[Contract] = []
@@ -123,7 +123,7 @@ def submit_canaries(canaries: Sequence[Canary], run_key: str) -> SubmittedBatch:
 def canary_outcomes(
     canaries: Sequence[Canary], database: Database | None = None
 ) -> list[CanaryOutcome]:
-    """Each canary's latest answer, beside the expected one."""
+    """Each canary's latest answer and the expected one."""
     database = database or database_from_environment()
     finished: dict[str, list[FoundJob]] = {each.name: [] for each in canaries}  # the newest first
     in_last_run: set[str | None] = set()

@@ -1,4 +1,4 @@
-"""Celery's settings, each with its reason where it is not Celery's default."""
+"""Celery's settings. Each that differs from Celery's default has its reason beside it."""
 
 import click
 from kombu import Queue
@@ -14,8 +14,8 @@ def _broker_url() -> str:
     try:
         return find_broker_url()
     except SettingsError as error:
-        # Celery's commands read this while they parse their options, and show a traceback
-        # of whatever is none of click's. Everybody else gets the error itself.
+        # Celery's commands read this while they parse their options, and show a traceback of any
+        # error that is not click's. All other callers get the error itself.
         context = click.get_current_context(silent=True)
         if context is None or context.find_root().command.name != "celery":
             raise
@@ -24,8 +24,8 @@ def _broker_url() -> str:
 
 broker_url = _broker_url()
 broker_connection_retry_on_startup = True
-broker_connection_max_retries = None  # Celery would give up after some fifty minutes, and end
-broker_channel_error_retry = True  # a full Redis refuses; by itself, Celery would end
+broker_connection_max_retries = None  # Celery would give up and end after about fifty minutes
+broker_channel_error_retry = True  # Celery would end when a full Redis refuses a command
 broker_transport_options = {
     # Leases bring back a dead worker's jobs within a minute. A short timeout
     # here would only deliver messages twice.
@@ -41,7 +41,7 @@ broker_transport_options = {
 result_backend = None
 task_ignore_result = True
 
-# Nothing from outside is ever unpickled.
+# No message is ever unpickled.
 task_serializer = "json"
 accept_content = ["json"]
 
@@ -51,17 +51,17 @@ task_acks_on_timeout = True
 worker_prefetch_multiplier = 1  # nothing waits inside the worker
 worker_cancel_long_running_tasks_on_connection_loss = False  # a fenced duplicate costs less
 worker_hijack_root_logger = False
-worker_send_task_events = False  # 0.8 ms a message; -E turns them on for Flower
+worker_send_task_events = False  # events take 0.8 ms per message; -E turns them on for Flower
 worker_pool = "worker.celery.pool:EnginePool"
-worker_consumer = "worker.celery.consumer:Consumer"  # no message ends it
+worker_consumer = "worker.celery.consumer:Consumer"  # a consumer that no message can end
 include = ("worker.celery.logging", "worker.celery.run_jobs")
 
 task_default_queue = SUBMISSIONS
 
 
 def _served() -> list[Model]:
-    # A process that only submits may do without a configuration; a worker
-    # finds what is wrong by itself, and says it in a sentence.
+    # A process that only submits needs no configuration; a worker finds the fault itself and
+    # reports it in a sentence.
     try:
         return list(catalog().only(served_models()).values())
     except (SettingsError, UnknownModel):

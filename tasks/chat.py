@@ -19,7 +19,7 @@ class ChatMessage(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     role: Literal["system", "user", "assistant"]
-    # An assistant's turn may have been empty; what is asked may not.
+    # A turn of the assistant may be empty; one of the user may not.
     content: Annotated[str, Storable, BeforeValidator(not_huge), BeforeValidator(text_of)]
 
 
@@ -60,13 +60,13 @@ class ChatContract(JsonAnswerContract, SwitchesContract, frozen=True):
 def submit(**fields: Any) -> SubmittedJob:
     """Submit one job; the fields are those of ChatContract.
 
-    Raises Refused when the job is not taken: a wrong field, an unknown model,
-    an idempotency key of another job.
+    Raises Refused if the job is not taken: a wrong field, an unknown model, an idempotency key of
+    another job.
     """
     return submit_contract(ChatContract.parse(fields))
 
 
 @app.task(name="tasks.chat", bind=True)
 def chat(self: "Task[..., str]", /, *args: Any, **fields: Any) -> str:
-    """The same for producers that have only Celery and Redis; returns the job's id."""
+    """Submit one job by message, for producers that have only Celery and Redis; returns its id."""
     return submit_request(ChatContract, args, fields, self.request)

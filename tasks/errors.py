@@ -19,7 +19,7 @@ from uuid import UUID
 
 
 class TidemillError(Exception):
-    """Base of every error that Tidemill raises for a person to read."""
+    """Base of the errors whose message is for a user."""
 
 
 class SettingsError(TidemillError):
@@ -27,14 +27,14 @@ class SettingsError(TidemillError):
 
 
 class Refused(TidemillError):
-    """A job that is not taken; `code` is for programs, the message for people."""
+    """The job is not taken; `code` is for programs, the message for people."""
 
     code: str
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A field, and its fault."""
+    """A field and its fault."""
 
     field: str
     fault: str
@@ -68,7 +68,7 @@ class UnknownLanguagePair(Refused):
 
 
 class DuplicateId(Refused):
-    """`field` is custom_id or idempotency_key; the places say which jobs have it."""
+    """Two jobs have the same `field`, custom_id or idempotency_key; the places say which."""
 
     code = "duplicate_id"
 
@@ -79,7 +79,7 @@ class DuplicateId(Refused):
 
 
 class UnknownPreviousJob(Refused):
-    """The previous job is unknown, or another tenant's; which of them is private."""
+    """The previous job is unknown or another tenant's; the message does not tell which."""
 
     code = "unknown_previous_job"
 

@@ -1,4 +1,4 @@
-"""The generate task: a text that goes on from the prompt."""
+"""The generate task: a text that continues the prompt."""
 
 from typing import Any, ClassVar
 
@@ -25,13 +25,13 @@ class GenerateContract(JsonAnswerContract, frozen=True):
 def submit(**fields: Any) -> SubmittedJob:
     """Submit one job; the fields are those of GenerateContract.
 
-    Raises Refused when the job is not taken: a wrong field, an unknown model,
-    an idempotency key of another job.
+    Raises Refused if the job is not taken: a wrong field, an unknown model, an idempotency key of
+    another job.
     """
     return submit_contract(GenerateContract.parse(fields))
 
 
 @app.task(name="tasks.generate", bind=True)
 def generate(self: "Task[..., str]", /, *args: Any, **fields: Any) -> str:
-    """The same for producers that have only Celery and Redis; returns the job's id."""
+    """Submit one job by message, for producers that have only Celery and Redis; returns its id."""
     return submit_request(GenerateContract, args, fields, self.request)

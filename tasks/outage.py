@@ -1,4 +1,4 @@
-"""An outage: something fails again and again, and is logged when that begins and when it ends."""
+"""Outage: logs the beginning and the end of a repeated failure."""
 
 import logging
 import threading
@@ -6,9 +6,11 @@ import time
 
 
 class Outage:
-    """Reports failures that repeat: logs one line when tries begin to fail, one when they succeed
-    again, and none in between. Any thread may report a try. The error is named by its type alone:
-    its text may be a user's."""
+    """Reports failures that repeat: one log line for the first, one when a try succeeds again.
+
+    Any thread may report a try. The error is named by its type alone: its message may be a user's
+    text.
+    """
 
     def __init__(self, log: logging.Logger, down: str, up: str) -> None:
         self._log = log

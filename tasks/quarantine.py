@@ -1,8 +1,7 @@
-"""The quarantine: messages that could not be taken, kept for an operator to look at.
+"""Quarantine: messages that could not be taken, kept for an operator (a dead-letter store).
 
-Whatever somebody puts into our queues is taken off them, so that it is in nobody's way.
-What is no message, or none that we know, is kept with its reason, its place and its time;
-where a job's id could be read from it, that job is kept too, as failed.
+Any invalid message in our queues is taken off, so that it blocks nothing. It is stored with its
+reason, place and time. If a job's id can be read from it, that job is stored too, as failed.
 """
 
 import base64
@@ -25,11 +24,11 @@ from db.queries import quarantine
 from db.queries.jobs import submission
 from db.states import JobState
 
-MAX_BODY_BYTES = 256 * 2**10  # kept of one message
+MAX_BODY_BYTES = 256 * 2**10  # of one message that are kept
 
 
 class Reason(StrEnum):
-    """Why a message could not be taken; the sentence is for people."""
+    """The reason that a message could not be taken, with a sentence for people."""
 
     sentence: str
 
@@ -62,8 +61,7 @@ class Reason(StrEnum):
 
 
 def job_id_of(message_id: str) -> UUID:
-    """The id of the job of a message: the message's own or, where that is no UUID, one
-    made from it."""
+    """The job id of a message: the message's own id or, if that is no UUID, one derived from it."""
     try:
         return UUID(message_id)
     except ValueError:
@@ -72,7 +70,7 @@ def job_id_of(message_id: str) -> UUID:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EndedJob:
-    """A job that is kept as ended, because it could never begin."""
+    """A job that is stored as ended because it could never start."""
 
     id: UUID
     task: str
@@ -104,7 +102,10 @@ class SetAside:
 
     @classmethod
     def from_json(cls, text: bytes) -> Self:
-        """Raises ValueError, KeyError or TypeError when the text is not one that `to_json` made."""
+        """Parse the text that `to_json` made.
+
+        Raises ValueError, KeyError or TypeError for others.
+        """
         fields = json.loads(text)
         job = fields["job"]
         return cls(
@@ -137,7 +138,7 @@ class SetAside:
 
 
 def keep(session: Session, messages: Iterable[SetAside]) -> None:
-    """Write messages into the quarantine, and the jobs that they would have been."""
+    """Write messages, and the jobs that they would have been, into the quarantine."""
     messages = list(messages)
     if not messages:
         return
@@ -145,13 +146,13 @@ def keep(session: Session, messages: Iterable[SetAside]) -> None:
     keep_ended(session, [message.job for message in messages if message.job is not None])
 
 
-# Called with such jobs after the commit that keeps them, by whichever thread it was; a worker
-# counts them. None may raise.
+# Called with the quarantined jobs after their commit, in the thread that committed; a worker counts
+# them. None may raise.
 ended_listeners: list[Callable[[Sequence[EndedJob]], None]] = []
 
 
 def keep_ended(session: Session, jobs: Iterable[EndedJob]) -> None:
-    """Insert jobs that ended before they began; those whose id is taken stay as they are."""
+    """Insert jobs that ended before they started; jobs with existing ids are unchanged."""
     by_id = {job.id: job for job in jobs}
     if not by_id:
         return
@@ -177,7 +178,7 @@ def _tell(ended: Sequence[EndedJob]) -> None:
 
 
 def storable(value: Any, max_characters: int) -> str | None:
-    """The part of an unchecked value that a column takes."""
+    """The part of an unchecked value that a column can store."""
     if not isinstance(value, str):
         return None
     return value.replace("\x00", "").encode(errors="replace").decode()[:max_characters]

@@ -1,4 +1,4 @@
-"""The queues in Redis: one a model and lane, and one where producers drop contracts."""
+"""Queue names in Redis: one for each model and lane, and one for contracts from producers."""
 
 from collections.abc import Iterable
 
@@ -12,7 +12,7 @@ RUN_JOBS = "tasks.run_jobs"  # the task whose messages carry ids of jobs
 
 JOBS_PER_MESSAGE = 16  # of the bulk lane, unless the worker's settings say otherwise
 MIN_MESSAGES = 16
-UNSIZED_PLACES = 128  # of a model whose batch is only known once it is loaded
+UNSIZED_PLACES = 128  # for a model whose batch size is unknown until it is loaded
 
 
 def queue_name(model: str, lane: Lane) -> str:
@@ -30,11 +30,11 @@ def queue_names(models: Iterable[str]) -> list[str]:
 
 
 def messages_in_flight(model: Model) -> int:
-    """The number of a model's messages that a worker takes before it has acked any.
+    """The number of a model's messages that a worker may hold unacked.
 
-    All bulk ones that are sent out for it, which are four for each place in its batch,
-    and interactive ones, which carry one job each, for a whole batch: whoever waits for
-    a job waits for no bulk message to end, and a service alone can fill the model.
+    It covers all published bulk messages, four for each place in its batch, and interactive ones,
+    which carry one job each, for a whole batch. So an interactive job never waits for a bulk
+    message to end, and interactive jobs alone can fill the model.
     """
     num_places = (model.max_sequences or UNSIZED_PLACES) * model.replicas
     return 4 * num_places // JOBS_PER_MESSAGE + max(8, num_places)

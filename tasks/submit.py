@@ -1,7 +1,7 @@
-"""Submitting: validate, insert, commit, and then notify the workers.
+"""Submit: validate, insert, commit, and then publish.
 
-Once the commit has returned, the job is kept: whatever happens to the message,
-the dispatcher sends another.
+Once the commit has returned, the job is kept: whatever happens to the message, the dispatcher sends
+another.
 """
 
 import logging
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 def submit_contract(contract: Contract) -> SubmittedJob:
-    """Keep one job and publish it; raises Refused when it is not taken."""
+    """Store one job and publish it; raises Refused if it is not taken."""
     with submitting(contract.task) as traceparent:
         submitted, message = keep_job(
             settings.database(), settings.catalog(), contract, traceparent=traceparent
@@ -55,9 +55,9 @@ def keep_job(
     not_after: datetime | None = None,
     traceparent: str | None = None,
 ) -> tuple[SubmittedJob, tuple[str, Lane, UUID] | None]:
-    """Insert one job; also returns what to publish, unless it was there, or is to wait.
+    """Insert one job; also returns what to publish, unless the job existed or must wait.
 
-    job_id: of the message that it came by
+    job_id: of the message that it arrived by
     """
     require_keys_once(database)
     contract = continued(database, catalog, contract)
@@ -77,15 +77,15 @@ def keep_job(
             return SubmittedJob(job["id"], True), publication
         existing = _existing_job(session, job, payload)
         if existing.id == job_id and _differs(existing, job, payload):
-            # It was sent as a message, so nobody waits to be told; the job under this id is
-            # what came first.
+            # The job was sent as a message, so no caller waits for an error; the first job under
+            # this id stays.
             keep(session, [_conflict(job, payload)])
             log.warning("another job has this id", extra={"job_id": str(job_id)})
     return SubmittedJob(existing.id, False), None
 
 
 def _existing_job(session: Session, job: dict[str, Any], payload: dict[str, Any]) -> Any:
-    """The job that this one repeats; raises IdempotencyConflict if it differs by its key."""
+    """The job that this one repeats; raises IdempotencyConflict if it differs."""
     key: str | None = job["idempotency_key"]
     same = Job.id == job["id"]
     if key is not None:
@@ -103,7 +103,7 @@ def _existing_job(session: Session, job: dict[str, Any], payload: dict[str, Any]
 
 
 def _differs(existing: Any, job: dict[str, Any], payload: dict[str, Any]) -> bool:
-    """Whether the existing job has another contract, as far as that is still kept."""
+    """Whether the existing job has another contract, as far as that is still stored."""
     if existing.task != job["task"]:
         return True
     if existing.pruned_at is not None:
@@ -116,7 +116,7 @@ def _conflict(job: dict[str, Any], payload: dict[str, Any]) -> SetAside:
 
 
 def set_aside(task: str, job_id: UUID, fields: dict[str, Any], reason: Reason) -> SetAside:
-    """The message that these fields came by, as Celery's body."""
+    """The message that these fields arrived by, in the form of Celery's body."""
     body = dumps([[], fields, {}]).encode()
     return SetAside(
         queue=SUBMISSIONS,
@@ -133,9 +133,9 @@ def publish_now(database: Database, model: str, lane: Lane, job_id: UUID) -> Non
 
     try:
         publish([JobMessage(model, lane, (job_id,))])
-    except Exception as error:  # Redis away, its password refused, an address that is none
-        # The job is kept, so to fail here would only have it submitted twice; the
-        # dispatcher publishes it when Redis is back.
+    except Exception as error:  # Redis is away, its password is refused, the address is not valid
+        # The job is stored, so an error would only make the caller submit it twice; the dispatcher
+        # publishes it when Redis is back.
         log.warning(
             "job kept, not published yet: Redis did not take its message; a worker finds it "
             "in the database",
@@ -146,7 +146,8 @@ def publish_now(database: Database, model: str, lane: Lane, job_id: UUID) -> Non
         with database.write() as session:
             dispatch.mark_published(session, [job_id])
     except SQLAlchemyError as error:
-        # Kept and published. The dispatcher, which does not know, will publish it once more.
+        # The job is stored and published. The dispatcher does not know this and will publish it
+        # once more.
         log.warning("job published, not marked", extra={"error": type(error).__name__})
 
 

@@ -1,4 +1,4 @@
-"""The summarize task: a shorter text that says the same."""
+"""The summarize task: a shorter text with the same content."""
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -29,15 +29,15 @@ class SummarizeContract(SwitchesContract, frozen=True):
     task: ClassVar[str] = "summarize"
 
     text: Text
-    # What to do with a text beyond the model's context; see docs/documents.md.
+    # How a text longer than the model's context is handled; see docs/documents.md.
     strategy: Literal["auto", "map_reduce", "refine", "truncate", "fail"] | None = None
     by_section: TruthValue | None = None  # of a Markdown text, each section is a part of its own
-    # What each part of a long text is told of that which stands before it.
+    # What the prompt of each part of a long text says about the text before the part.
     heading_path: TruthValue | None = None  # the headings above it
     overlap_sentences: Annotated[int, Field(ge=0, le=20), Number] | None = None
     max_words: Annotated[int, Field(ge=1, le=100_000), Number] | None = None
     min_words: Annotated[int, Field(ge=1, le=100_000), Number] | None = None
-    # For models that take instructions.
+    # Only for models that follow instructions.
     style: Option | None = None  # as in "bullet points"
     focus: Option | None = None  # as in "what it costs"
     output_language: Language | None = None
@@ -71,13 +71,13 @@ class SummarizeContract(SwitchesContract, frozen=True):
 def submit(**fields: Any) -> SubmittedJob:
     """Submit one job; the fields are those of SummarizeContract.
 
-    Raises Refused when the job is not taken: a wrong field, an unknown model,
-    an idempotency key of another job.
+    Raises Refused if the job is not taken: a wrong field, an unknown model, an idempotency key of
+    another job.
     """
     return submit_contract(SummarizeContract.parse(fields))
 
 
 @app.task(name="tasks.summarize", bind=True)
 def summarize(self: "Task[..., str]", /, *args: Any, **fields: Any) -> str:
-    """The same for producers that have only Celery and Redis; returns the job's id."""
+    """Submit one job by message, for producers that have only Celery and Redis; returns its id."""
     return submit_request(SummarizeContract, args, fields, self.request)

@@ -1,7 +1,7 @@
-"""Traces: the trace a job belongs to, and OpenTelemetry's tracer where an application has one.
+"""Tracing: the trace that a job belongs to, and OpenTelemetry's tracer if the application has one.
 
-Only its API is used, and nothing of it is imported unless it is there already: whoever runs
-`opentelemetry-instrument`, or sets a tracer provider, gets spans. No span holds a text.
+Only the OpenTelemetry API is used, and only if the application has loaded it: whoever runs
+`opentelemetry-instrument`, or sets a tracer provider, gets spans. No span contains a text.
 """
 
 import re
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _IDS = r"(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})"
 TRACEPARENT = re.compile(f"00-{_IDS}")
-# Of a version to come it is known where these stand, and of the flags what the last bit says.
+# A later version has these fields in the same places, and the same last bit of the flags.
 LATER_TRACEPARENT = re.compile(rf"(?!00|ff)[0-9a-f]{{2}}-{_IDS}(?:-.*)?")
 
 
@@ -34,7 +34,7 @@ def tracer() -> "Tracer | None":
 
 
 def read_traceparent(header: Any) -> str | None:
-    """W3C's header as version 00 has it; None where it is none: it may come from anywhere."""
+    """Validate a W3C header of version 00, which may come from anywhere; None if invalid."""
     if not isinstance(header, str):
         return None
     if TRACEPARENT.fullmatch(header):
@@ -47,9 +47,9 @@ def read_traceparent(header: Any) -> str | None:
 
 @contextmanager
 def submitting(task_name: str, traceparent: Any = None) -> Iterator[str | None]:
-    """A span around a submission; yields the traceparent for the rows of its jobs.
+    """Open a span around a submission; yields the traceparent for the rows of its jobs.
 
-    what: a task, or "batch"; traceparent: of whoever sent it, where that is another process
+    traceparent: of the sender, if that is another process
     """
     parent_header = read_traceparent(traceparent)
     tracer_in_use = tracer()
@@ -89,8 +89,11 @@ def context_of(traceparent: str) -> "Context":
 
 
 def own_traceparent(job_id: UUID, batch_id: UUID | None, traceparent: str) -> str:
-    """The traceparent of a job: its submission's. Each job of a batch has a trace of its own, or
-    one trace would have fifty thousand spans; its number is the job's, at every attempt."""
+    """The traceparent of a job, derived from that of its submission.
+
+    Each job of a batch has its own trace, since one trace for all would have fifty thousand spans.
+    Its id is the job's, for every attempt.
+    """
     if batch_id is None:
         return traceparent
     return f"00-{job_id.hex}-{job_id.hex[16:]}-{traceparent[-2:]}"

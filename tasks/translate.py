@@ -17,11 +17,11 @@ class TranslateContract(SwitchesContract, frozen=True):
     task: ClassVar[str] = "translate"
 
     text: Text
-    source_language: Language  # "auto" is found out
+    source_language: Language  # "auto": the worker detects it
     target_language: Language
-    # None: subtitles are known by their first lines.
+    # None: subtitles are recognized by their first lines.
     format: Literal["text", "subtitles"] | None = None
-    # Term -> its translation, or null for what is not to be translated; see docs/documents.md.
+    # Term -> its translation, or null if the term must not be translated; see docs/documents.md.
     glossary: Glossary = None
 
     @property
@@ -36,13 +36,13 @@ class TranslateContract(SwitchesContract, frozen=True):
 def submit(**fields: Any) -> SubmittedJob:
     """Submit one job; the fields are those of TranslateContract.
 
-    Raises Refused when the job is not taken: a wrong field, an unknown model
-    or language, an idempotency key of another job.
+    Raises Refused if the job is not taken: a wrong field, an unknown model or language, an
+    idempotency key of another job.
     """
     return submit_contract(TranslateContract.parse(fields))
 
 
 @app.task(name="tasks.translate", bind=True)
 def translate(self: "Task[..., str]", /, *args: Any, **fields: Any) -> str:
-    """The same for producers that have only Celery and Redis; returns the job's id."""
+    """Submit one job by message, for producers that have only Celery and Redis; returns its id."""
     return submit_request(TranslateContract, args, fields, self.request)

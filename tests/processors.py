@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.cpu.quantized import has_bfloat16_products
+from engine.cpu.quantized_linear import has_bfloat16_products
 
 # `quantization = "bfloat16"` is refused elsewhere, which tests/unit/engine/checkpoint shows.
 NEEDS_BFLOAT16 = pytest.mark.skipif(

@@ -1,4 +1,4 @@
-"""Bisection: of many things done at once, the one at fault is found, and the others are done."""
+"""Bisection: runs many items at once, and isolates those that make it fail."""
 
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -18,10 +18,10 @@ def run_in_halves(
     is_refusal: Callable[[Exception], bool],
     on_refused: Callable[[T, Exception], None],
 ) -> None:
-    """Run all items at once; where they are refused, each half, down to the items at fault.
+    """Run all items at once. If they are refused, run each half, down to the refused items.
 
-    run:        does all of these items or none
-    is_refusal: whether an error is the fault of an item; any other is raised
+    run:        processes all of these items or none
+    is_refusal: whether an error is the fault of an item; others are raised
     on_refused: called with each item that is refused alone, and its error
     """
     try:

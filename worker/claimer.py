@@ -1,4 +1,4 @@
-"""Turns deliveries into claimed jobs, many in one UPDATE."""
+"""Claimer: turns deliveries into claimed jobs, many in one UPDATE."""
 
 import json
 import logging
@@ -54,7 +54,7 @@ class ClaimedJob:
     delivery: Delivery
 
     def ids(self) -> dict[str, str]:
-        """The fields by which a log line names the job."""
+        """The fields by which log lines name the job."""
         ids = {"job_id": str(self.fence.job_id)}
         if self.batch_id is not None:
             ids["batch_id"] = str(self.batch_id)
@@ -65,11 +65,11 @@ class ClaimedJob:
 
 
 class Claimer:
-    """A thread of its own: takes deliveries in, hands claimed jobs to `start`.
+    """A thread that claims the jobs of deliveries and hands them to `start`.
 
-    Ids that the claim does not return are finished, cancelled or someone
-    else's: they are settled at once. While the database is away, or more is unwritten
-    than memory should hold, deliveries wait here unacked.
+    Ids that the claim does not return are finished, cancelled or another worker's: they are settled
+    at once. While the database is away, or too many outcomes are unwritten, deliveries wait here
+    unacked.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Claimer:
         start: Callable[[list[ClaimedJob]], None],
         must_wait: Callable[[], bool] = lambda: False,
     ) -> None:
-        """must_wait: whether nothing may be claimed now"""
+        """must_wait: returns whether no job may be claimed now"""
         self._database = database
         self._owner = owner
         self._settings = settings
@@ -98,7 +98,7 @@ class Claimer:
         self._inbox.put(delivery)
 
     def stop(self) -> None:
-        """Claim nothing more; deliveries that wait are left unsettled."""
+        """Stop claiming; waiting deliveries stay unsettled."""
         self._stopping.set()
         self._inbox.put(None)
         if self._thread.is_alive():
@@ -113,7 +113,7 @@ class Claimer:
                 self._claim_until_done(deliveries)
 
     def _gather(self) -> list[Delivery]:
-        """The next delivery, and those that come within a moment of it."""
+        """The next delivery, and those that arrive shortly after it."""
         first = self._inbox.get()
         if first is None:
             return []
@@ -135,7 +135,7 @@ class Claimer:
         while not self._stopping.is_set():
             try:
                 claimed = self._claim(deliveries)
-            except Exception as error:  # whatever it is: this thread may not die
+            except Exception as error:  # any error: this thread must not die
                 self._away.began(error)
                 num_failures += 1
                 self._stopping.wait(
@@ -152,7 +152,7 @@ class Claimer:
 
     def _claim(self, deliveries: list[Delivery]) -> list[ClaimedJob]:
         began_ns = time.time_ns()
-        # A job that two deliveries name belongs to the first; the other is done with it.
+        # A job in two deliveries belongs to the first; for the other it is settled.
         named: dict[UUID, Delivery] = {}
         for delivery in deliveries:
             for job_id in delivery.job_ids:
@@ -190,8 +190,7 @@ class Claimer:
 
     @staticmethod
     def _contracts(session: Session, job_ids: Sequence[UUID]) -> dict[UUID, dict[str, Any]]:
-        """The contracts of the jobs; one that was changed in the database and cannot be read is
-        left out."""
+        """The contracts of the jobs, without any that was tampered with and cannot be read."""
         contracts: dict[UUID, dict[str, Any]] = {}
         run_in_halves(
             job_ids,
@@ -203,7 +202,7 @@ class Claimer:
 
 
 def _unknown_jobs(job_ids: Collection[UUID]) -> SetAside:
-    """Said, because it may be that Redis is shared with workers of another database."""
+    """Describe unknown job ids: workers of another database may share this Redis."""
     body = json.dumps(sorted(map(str, job_ids))).encode()
     return SetAside(
         queue="", reason=Reason.UNKNOWN_JOBS, body=body, num_bytes=len(body), task=RUN_JOBS

@@ -1,4 +1,4 @@
-"""Writes outcomes, many in one transaction, and only then lets their messages be acked."""
+"""Committer: writes outcomes, many in one transaction, and then lets their messages be acked."""
 
 import logging
 import threading
@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 FIRST_PAUSE_SECONDS = 0.1
 MAX_PAUSE_SECONDS = 5.0
 
-MAX_REMEMBERED = 1024  # answers for the content cache that one commit takes along
-MAX_REMEMBERED_BYTES = 64 * 2**20  # held while the database is away; a cache may forget
+MAX_REMEMBERED = 1024  # the most answers for the content cache in one commit
+MAX_REMEMBERED_BYTES = 64 * 2**20  # held while the database is away; the oldest are dropped
 
 Write = Outcome | FinishedSegment | FinishedRequest
 AttemptId = tuple[UUID, int]
@@ -41,7 +41,7 @@ Written = Callable[[Sequence[Outcome]], None]
 
 
 def flush_due(num_buffered: int, oldest_at: float, now: float, settings: Settings) -> bool:
-    """Whether to commit now: enough outcomes, or one that has waited enough."""
+    """Whether to commit now: enough outcomes, or one that has waited long enough."""
     if num_buffered == 0:
         return False
     return num_buffered >= settings.flush_outcomes or now - oldest_at >= settings.flush_seconds
@@ -52,7 +52,7 @@ def attempt_of(fence: Fence) -> AttemptId:
 
 
 def by_owner(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
-    """Groups entries by owner; in practice there is one, for a worker writes its own."""
+    """Group outcomes by owner. In practice there is one, since a worker writes its own."""
     owners: dict[str, list[Outcome]] = {}
     for each in outcomes:
         owners.setdefault(each.fence.owner, []).append(each)
@@ -60,10 +60,10 @@ def by_owner(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
 
 
 class Committer:
-    """A thread of its own; calls `on_written` with outcomes after their commit.
+    """A thread that writes outcomes; calls `on_written` after their commit.
 
-    A flush that raises leaves its outcomes in the buffer and nothing is acked;
-    running it again is harmless, because every write is fenced.
+    A flush that raises leaves its outcomes in the buffer and nothing acked. Running it again is
+    harmless, because every write is fenced.
     """
 
     def __init__(
@@ -75,10 +75,10 @@ class Committer:
         on_committed: Callable[[Sequence[Outcome], int], None] = lambda outcomes, num_fenced: None,
         ids_of: Callable[[Fence], dict[str, str]] = lambda fence: {"job_id": str(fence.job_id)},
     ) -> None:
-        """are_all: whether so many outcomes have no company to wait for
+        """are_all:      returns whether this number of outcomes is all there will be for now
         on_committed: called after a commit, before `on_written`, with the outcomes that changed
-                      a row, and the number of those that the fence kept out
-        ids_of: what the log says of a job
+                      a row and the number that the fence refused
+        ids_of:       returns the fields by which log lines name the job
         """
         self._database = database
         self._settings = settings
@@ -101,12 +101,12 @@ class Committer:
         self._thread.start()
 
     def put(self, outcome: Outcome, is_urgent: bool = False) -> None:
-        """Hand an outcome over; returns at once, also while the database is away.
+        """Queue an outcome. Returns at once, even while the database is away.
 
-        is_urgent: it does not wait for company, and takes along what does
+        is_urgent: flush at once, with everything that waits
 
-        The callers are the reader of an engine, the heartbeat and a drain, none of which may
-        stand still. What bounds the buffer is that nothing is claimed while it is full.
+        The callers are an engine's reader, the heartbeat and a drain, none of which may block. The
+        buffer is bounded because nothing is claimed while it is full.
         """
         with self._changed:
             self._num_outcomes += 1
@@ -114,14 +114,14 @@ class Committer:
             self._append(outcome)
 
     def keep(self, segment: FinishedSegment) -> None:
-        """Hand a finished part over; it waits for company. The caller never waits."""
+        """Queue a segment for a later flush. The caller never waits."""
         with self._changed:
             self._append(segment)
 
     def remember(self, finished: FinishedRequest) -> None:
-        """Hand an answer over for the content cache: it goes with the next commit there is.
+        """Queue an answer for the content cache; it goes with the next commit.
 
-        It comes before the outcome or segment that it led to, and so is kept no later.
+        It is queued before its outcome or segment, and so is written no later.
         """
         with self._changed:
             self._remembered.append(finished)
@@ -131,12 +131,12 @@ class Committer:
 
     def _append(self, write: Outcome | FinishedSegment) -> None:
         self._buffer.append((time.monotonic(), write))
-        # Not for each: waking a thread that only waits on is time of the engine's.
+        # Not for each one: waking a thread that then only waits takes time from the engine.
         if len(self._buffer) == 1 or self._is_due(time.monotonic()):
             self._changed.notify_all()
 
     def stop(self) -> None:
-        """Write what is buffered, once, and end."""
+        """Flush the buffer once and end the thread."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
@@ -150,7 +150,7 @@ class Committer:
 
     @property
     def is_full(self) -> bool:
-        """Whether so many outcomes are unwritten that no further job should be claimed."""
+        """Whether so many outcomes are unwritten that no more jobs should be claimed."""
         return self.num_unwritten >= self._settings.max_unwritten_outcomes
 
     def _is_due(self, now: float) -> bool:
@@ -169,12 +169,12 @@ class Committer:
             remembered = self._take_remembered()
             try:
                 self._write([*remembered, *writes])
-            except Exception as error:  # whatever it is: this thread may not die
+            except Exception as error:  # any error: this thread must not die
                 self._give_back(remembered)
                 away.began(error, num_outcomes=len(outcomes))
-                self._model_cards.clear()  # it may come back as it was before them
+                self._model_cards.clear()  # a restored database may lack them
                 if self._stopping:
-                    return  # their leases run out, and another worker takes the jobs up
+                    return  # their leases expire, and another worker takes the jobs
                 num_failures += 1
                 with self._changed:
                     self._changed.wait_for(
@@ -205,13 +205,13 @@ class Committer:
             return requests
 
     def _give_back(self, remembered: Sequence[FinishedRequest]) -> None:
-        """Return the entries to the buffer; they go with the next commit that succeeds."""
+        """Return entries to the buffer, for the next commit that succeeds."""
         with self._changed:
             self._remembered.extendleft(reversed(remembered))
             self._num_remembered_bytes += sum(len(each.output) for each in remembered)
 
     def _next_flush(self) -> list[Outcome | FinishedSegment]:
-        """The outcomes to write next, which stay in the buffer; nothing when it is time to end."""
+        """The outcomes to write next, which stay in the buffer; empty when the thread must end."""
         with self._changed:
             while not (self._stopping or self._is_due(now := time.monotonic())):
                 if self._buffer:
@@ -224,7 +224,7 @@ class Committer:
             return [self._buffer[index][1] for index in range(num)]
 
     def _write(self, writes: Sequence[Write]) -> None:
-        """Commit these; one that the database refuses does not take the others with it."""
+        """Commit these; if the database refuses one, the others are still written."""
         run_in_halves(writes, self._commit, _is_refusal, self._on_refused)
 
     def _on_refused(self, refused: Write, error: Exception) -> None:
@@ -267,10 +267,12 @@ class Committer:
     def _write_finished(
         self, session: Session, finished: Sequence[FinishedRequest], own: Set[AttemptId]
     ) -> None:
-        """own: the attempts that may write. What was computed for one that was cancelled is not
-        kept: its text may be gone, for a person who asked."""
-        # By key, for two of one key in a statement are an error to PostgreSQL. In order of
-        # keys, and after every job is locked: two flushes cannot wait for each other.
+        """Write answers to the content cache, except those of cancelled attempts.
+
+        The text of a cancelled job may have been erased. own: the attempts that may still write
+        """
+        # Unique by key, since PostgreSQL refuses two rows of one key in a statement. In order of
+        # keys, and after every job is locked, so that two flushes cannot wait for each other.
         by_key = {each.key: each for each in finished if attempt_of(each.fence) in own}
         rows = [
             {
@@ -313,10 +315,10 @@ class Committer:
         return set(cards)
 
     def _write_answers(self, session: Session, outcomes: Sequence[Outcome]) -> Iterator[Outcome]:
-        """Yields those that the fence let through."""
+        """Write the outcomes with answers; yields those that the fence accepted."""
         for owner, own in by_owner(outcomes).items():
             attempts = sorted((each.fence.job_id, each.fence.attempt) for each in own)
-            # By attempt, not by job: a flush may hold an old attempt beside the newest.
+            # By attempt, not by job: a flush may have an old attempt besides the newest.
             changed = {tuple(row) for row in completion.succeed_attempts(session, owner, attempts)}
             written = [each for each in own if (each.fence.job_id, each.fence.attempt) in changed]
             if written:
@@ -329,7 +331,7 @@ class Committer:
     def _write_segments(
         self, session: Session, segments: Sequence[FinishedSegment], running: Set[AttemptId]
     ) -> None:
-        # By place: two of one place in a statement are an error to PostgreSQL.
+        # Unique by position, since PostgreSQL refuses two rows of one key in a statement.
         rows = {
             (each.fence.job_id, each.position): {
                 "job_id": each.fence.job_id,
@@ -343,7 +345,7 @@ class Committer:
             session.execute(segment_queries.insert_segments(session), list(rows.values()))
 
     def _write_others(self, session: Session, outcomes: Sequence[Outcome]) -> list[Outcome]:
-        """Returns those that the fence let through."""
+        """Write the outcomes without answers; returns those that the fence accepted."""
         if not outcomes:
             return []
         started_at = {
@@ -363,7 +365,7 @@ class Committer:
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Whether the database, or its driver, refuses these values, as against being away."""
+    """Whether the database or its driver refuses the values, as opposed to being away."""
     return isinstance(error, DataError | IntegrityError | UnicodeError | ValueError) or (
         type(error) is StatementError
     )

@@ -1,7 +1,7 @@
-"""Notices a consumer that has stalled: its queues hold messages, and none reaches the worker.
+"""ConsumerWatchdog: detects a stalled consumer: its queues hold messages, but it takes none.
 
-Every known way for that to happen is mended elsewhere; this is for the unknown
-ones. The worker says so and ends, for its supervisor to start it again.
+All known causes are fixed elsewhere; this is for unknown ones. The worker logs it and exits, for
+its supervisor to restart it.
 """
 
 import logging
@@ -17,7 +17,7 @@ CHECK_SECONDS = 5.0
 
 
 class ConsumerWatchdog:
-    """A thread of its own, with its own connection to the broker."""
+    """A thread with its own connection to the broker."""
 
     def __init__(
         self,
@@ -26,7 +26,7 @@ class ConsumerWatchdog:
         is_idle: Callable[[], bool],
         on_stalled: Callable[[], None],
     ) -> None:
-        """is_idle: whether the worker could take a message now"""
+        """is_idle: returns whether the worker could take a message now"""
         self._queues = queues
         self._stall_seconds = stall_seconds
         self._is_idle = is_idle
@@ -57,7 +57,7 @@ class ConsumerWatchdog:
             self._on_stalled()
 
     def is_stalled(self, now: float) -> bool:
-        """Whether messages have waited for so long while this worker had nothing to do."""
+        """Whether messages have waited for so long while this worker was idle."""
         if not (self._is_idle() and any(map(self._broker.num_messages, self._queues))):
             self._waiting_since = None
             return False

@@ -1,4 +1,4 @@
-"""Deliveries: one arrival of a message each, with the jobs it names and a callback for its end."""
+"""Delivery: one arrival of a message, with its jobs and a callback for its end."""
 
 import logging
 import threading
@@ -11,8 +11,7 @@ log = logging.getLogger(__name__)
 class Delivery:
     """Calls `on_settled` once, when the last of its jobs is settled.
 
-    A job is settled when its outcome is committed, or when there was nothing to
-    do for it. Any thread may settle.
+    A job is settled when its outcome is committed, or when it needs no work. Any thread may settle.
     """
 
     def __init__(self, job_ids: Iterable[UUID], on_settled: Callable[[], None]) -> None:
@@ -31,8 +30,8 @@ class Delivery:
         try:
             self._on_settled()
         except Exception as error:
-            # Unacked, it comes again, and there is nothing to do for it. The thread
-            # that settles may be the committer's, and has others to settle.
+            # An unacked message is delivered again and settled at once. The settling thread may be
+            # the committer's, which must go on with other deliveries.
             log.warning("cannot settle", extra={"error": type(error).__name__})
 
     @property

@@ -22,12 +22,12 @@ WorkerError
 from collections.abc import Iterable
 
 from db.suspicion import HasSignals, Suspicion, in_words
-from engine.protocol.messages import RequestFailure
+from engine.protocol.output import RequestFailure
 from tasks.errors import TidemillError
 
 
 class WorkerError(TidemillError):
-    """Base of what goes wrong in a worker."""
+    """Base of a worker's errors."""
 
 
 class EngineUnusable(WorkerError):
@@ -126,7 +126,7 @@ class AnswerNotValid(JobError):
     retryable = False
 
     def __init__(self, output: str, num_asked: int, is_cut: bool) -> None:
-        """is_cut: the last answer ended at its limit of length"""
+        """is_cut: whether the last answer ended at its length limit"""
         self.output = output
         times = "once" if num_asked == 1 else f"{num_asked} times"
         remedy = (

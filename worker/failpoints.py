@@ -1,8 +1,7 @@
-"""Moments at which a test can let this process die, named after the life of a job.
+"""Failpoints: moments in the life of a job at which a test can kill this process.
 
-`TIDEMILL_FAIL_AT=committed` kills the process the first time it passes that
-moment, `committed:5` the fifth. Unset, which is always but in tests, passing
-costs one comparison.
+`TIDEMILL_FAIL_AT=committed` kills the process the first time it passes that moment, `committed:5`
+the fifth. Unset, as always outside of tests, passing costs one comparison.
 """
 
 import os

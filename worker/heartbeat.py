@@ -1,10 +1,10 @@
-"""The heartbeat: the periodic duties of a worker, on one thread.
+"""Heartbeat: the periodic duties of a worker, on one thread.
 
-Every second it ends attempts that ran out of time or lost their right, and engines that
-hang; every fifteen it renews the leases of what runs, and reports that the worker lives.
+Every second it ends attempts that ran out of time or lost their right to write, and engines that
+hang. Every fifteen seconds it renews the leases of running jobs and reports that the worker lives.
 
-A running job is cancelled, expired or taken over in the database, by anybody. That nobody
-needs to tell this worker is what makes those three safe: here it finds out.
+A running job is cancelled, expired or taken over in the database, without a message to its worker.
+That makes the three safe; here the worker notices.
 """
 
 import logging
@@ -18,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from db.outcome import Fence
 from db.queries import worker_registry
-from db.queries.jobs import claims
+from db.queries.jobs import leases
 from db.session import Database
 from worker.attempts.attempt import Attempt
 from worker.engines.engine_client import EngineClient
@@ -30,10 +30,10 @@ log = logging.getLogger(__name__)
 
 
 class Heartbeat:
-    """A thread of its own, so that no drain or long step keeps a lease from being renewed.
+    """A thread of its own, so that no drain or long step delays the renewal of leases.
 
-    What needs no database comes first in a beat, so that an outage hides no engine that hangs;
-    leases are renewed even when what comes before that fails.
+    Duties without the database come first in a beat, so that an outage hides no hanging engine.
+    Leases are renewed even if an earlier duty fails.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Heartbeat:
         engines: Callable[[], list[dict[str, Any]]],
         metrics: Metrics = NO_METRICS,
     ) -> None:
-        """capacity, engines: what is reported of this worker"""
+        """capacity, engines: return this worker's report"""
         self._database = database
         self._owner = owner
         self._settings = settings
@@ -58,18 +58,18 @@ class Heartbeat:
         self._engines = engines
         self._metrics = metrics
         self._renewed_at = -math.inf
-        # Until the first beat no longer than until any other.
+        # The first beat comes no later than any other.
         first_seconds = min(settings.watch_seconds, settings.renew_seconds)
         self._thread = PeriodicThread("heartbeat", first_seconds, self._beat)
 
     def start(self) -> None:
-        """Report this worker once, so that the database is known to take it, and go on."""
+        """Report this worker once, to check that the database accepts it, and start the thread."""
         self.report()
         self._renewed_at = time.monotonic()
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread and take this worker off the list of those that live."""
+        """End the thread and remove this worker from the live ones."""
         self._thread.stop()
         try:
             with self._database.write() as session:
@@ -81,7 +81,7 @@ class Heartbeat:
         return self.beat(time.monotonic())
 
     def beat(self, now: float) -> float:
-        """Do what is due at a monotonic time; returns the seconds until the next beat."""
+        """Do the duties that are due at a monotonic time; returns seconds to wait."""
         self.end_overdue(now)
         try:
             self.end_lost()
@@ -94,7 +94,7 @@ class Heartbeat:
         return min(self._settings.watch_seconds, until_renewal_seconds)
 
     def end_overdue(self, now: float) -> None:
-        """Fail attempts past their time limit, and end engines that say nothing for too long."""
+        """Fail attempts past their time limit, and kill engines that are silent for too long."""
         for attempt in self._unfinished():
             attempt.fail_if_overdue(now)
         for client in self._clients:
@@ -107,9 +107,9 @@ class Heartbeat:
             return
         with self._database.read() as session:
             rights: dict[UUID, int] = dict(
-                session.execute(claims.running_attempts(self._owner)).all()
+                session.execute(leases.running_attempts(self._owner)).all()
             )
-        # Over by now: committed while the database was asked.
+        # An attempt may have been committed while the database was asked.
         lost = [each for each in running if not holds(rights, each.fence) and not each.is_over]
         for attempt in lost:
             attempt.abandon()
@@ -118,7 +118,7 @@ class Heartbeat:
             log.info("attempts abandoned", extra={"num_jobs": len(lost)})
 
     def report(self) -> None:
-        """Write down that this worker lives, and what it runs and could run."""
+        """Report that this worker lives, what it runs and its capacity."""
         with self._database.write() as session:
             worker_registry.report_worker(
                 session,
@@ -135,7 +135,7 @@ class Heartbeat:
         if job_ids:
             with self._database.write() as session:
                 session.execute(
-                    claims.renew_leases(self._owner, job_ids, self._settings.lease_seconds)
+                    leases.renew_leases(self._owner, job_ids, self._settings.lease_seconds)
                 )
 
     def _unfinished(self) -> list[Attempt]:
@@ -143,5 +143,5 @@ class Heartbeat:
 
 
 def holds(rights: Mapping[UUID, int], fence: Fence) -> bool:
-    """Whether the database still knows an attempt as its job's running one."""
+    """Whether the database still has this attempt as its job's running one."""
     return rights.get(fence.job_id) == fence.attempt

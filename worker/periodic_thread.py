@@ -1,4 +1,4 @@
-"""Something done every so often, on a thread of its own that no error ends."""
+"""PeriodicThread: calls a function periodically, on a thread that no error ends."""
 
 import logging
 import threading
@@ -12,13 +12,12 @@ AFTER_ERROR_SECONDS = 2.0
 
 
 class PeriodicThread:
-    """Calls `tick`, waits for as long as it returns (or `seconds`), and again, until stopped.
+    """Calls `tick`, waits for the seconds that it returns (or `seconds`), and repeats.
 
-    `wake` ends a wait early, but for its first `rest_seconds`: however many call, and
-    however often, the ticks stay so far apart.
+    `wake` ends a wait early, but not its first `rest_seconds`, however often it is called.
 
-    A tick that raises is logged by its type, for its text may hold a user's,
-    and is tried again: a thread that died would be a worker that looks well.
+    A tick that raises is logged by its type, since its message may quote a user's text, and is
+    tried again: a dead thread would make a worker look healthy that is not.
     """
 
     def __init__(
@@ -41,13 +40,13 @@ class PeriodicThread:
         self._thread.start()
 
     def wake(self) -> None:
-        """Tick soon. While a tick runs: once more after it."""
+        """Tick soon; if a tick is running, once more after it."""
         with self._changed:
             self._woken = True
             self._changed.notify_all()
 
     def stop(self) -> None:
-        """Return when the tick that runs has ended. May be called twice, or by the tick."""
+        """Return when the running tick has ended. May be called twice, or by the tick."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
@@ -67,7 +66,7 @@ class PeriodicThread:
                 failing.ended(part=self._name)
 
     def _wait(self, seconds: float) -> bool:
-        """Whether to tick again, when it is time to."""
+        """Wait for the next tick. Returns whether to tick again."""
         rest_seconds = min(self._rest_seconds, seconds)
         with self._changed:
             self._changed.wait_for(lambda: self._stopping, rest_seconds)

@@ -1,7 +1,7 @@
-"""The worker's side of the quarantine: it sets messages aside, and moves them into the database.
+"""The worker's side of the quarantine: first in Redis, and later in the database.
 
-A message is set aside in Redis, where it was, because that is there at that moment; the
-database may not be. A thread moves it on when it is.
+Redis is certain to be there when a message has just come from it; the database may not be. A thread
+moves the message when the database is.
 """
 
 import logging
@@ -22,19 +22,19 @@ log = logging.getLogger(__name__)
 KEY = "tidemill:quarantine"
 MISPLACED = "tidemill:misplaced"
 MAX_WAITING = 10_000
-# So that what waits for the database is some 60 MB at most: of so many messages, so much each.
+# The number of messages that wait for the database and the bytes kept of each: 60 MB in all.
 BODY_LIMITS = ((200, MAX_BODY_BYTES), (2_000, 4 * 2**10), (MAX_WAITING, 512))
 MOVE_SECONDS = 0.5
 MOVED_AT_ONCE = 200
 LINES_A_MINUTE = 10
 
-# What Redis would not take: it is full, or a replica. Lost only with this process.
+# Messages that Redis refused because it is full or a replica. They are lost only with this process.
 _waiting: deque[SetAside] = deque(maxlen=MAX_WAITING)
 num_set_aside = 0  # since this process started
 
 
 def set_aside(client: Any, message: SetAside) -> None:
-    """Keep a message for the operator. Never raises, so that the messages behind it are served.
+    """Put a message into the quarantine. Never raises, so that later messages are served.
 
     client: of redis-py, or None
     """
@@ -55,7 +55,7 @@ def set_aside(client: Any, message: SetAside) -> None:
 
 
 def message_of(fault: Malformed, queue: str, body: bytes) -> SetAside:
-    """The message that is set aside because of a fault, with the job that it would have been."""
+    """The quarantined message for a fault, with the job that it would have been."""
     job = None
     if fault.message_id is not None and fault.task != RUN_JOBS:
         task = fault.task.removeprefix("tasks.") if fault.task in CONTRACTS else "unknown"
@@ -84,8 +84,7 @@ def _sentence(fault: Malformed) -> str:
 
 
 class QuarantineMover:
-    """A thread of its own, with its own connection to Redis: moves what was set aside into the
-    database."""
+    """A thread with its own connection to Redis that moves quarantined messages to the database."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -114,10 +113,10 @@ class QuarantineMover:
             _waiting.popleft()
 
     def _move(self) -> bool:
-        """Move some, the oldest first; whether there may be more.
+        """Move some messages, oldest first. Returns whether there may be more.
 
-        Written first and taken off then: what dies in between is written twice, under the
-        same id.
+        They are written before they are removed. A message whose removal failed is written twice
+        under the same id.
         """
         if self._broker.is_redis:
             client = self._broker.client
@@ -135,7 +134,7 @@ class QuarantineMover:
 
 
 def _read(entry: bytes) -> SetAside | None:
-    """The message; None where another program put it there."""
+    """The message; None if another program put it there."""
     try:
         return SetAside.from_json(entry)
     except Exception:
@@ -151,7 +150,7 @@ _printed_at: deque[float] = deque(maxlen=LINES_A_MINUTE)
 
 
 def _log_limited(message: SetAside) -> None:
-    """Logs a line for each message, as long as they are few: a flood must not fill the log."""
+    """Log a line for each message while they are few, so that a flood does not fill the log."""
     now = time.monotonic()
     if len(_printed_at) == LINES_A_MINUTE and now - _printed_at[0] < 60:
         return

@@ -1,4 +1,4 @@
-"""The worker's settings: the [worker] table of `tidemill.toml`."""
+"""Worker settings: the [worker] table of `tidemill.toml`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -56,7 +56,7 @@ class Settings:
 
     @classmethod
     def of(cls, table: Mapping[str, Any]) -> Self:
-        """Read the table; raises SettingsError naming the setting and the fault."""
+        """Read the table; raises SettingsError with the name of a faulty setting."""
         types = {field.name: field.type for field in fields(cls)}
         for name, value in table.items():
             if name not in types:
@@ -75,7 +75,7 @@ class Settings:
 
     @classmethod
     def from_environment(cls, table: Mapping[str, Any], environment: Mapping[str, str]) -> Self:
-        """The table, but for what the environment says of this one worker."""
+        """Read the table, overridden by this worker's environment."""
         own: dict[str, Any] = dict(table)
         if port := environment.get("TIDEMILL_METRICS_PORT"):
             if not port.isdecimal():

@@ -1,9 +1,8 @@
-"""A worker: takes deliveries in, runs their jobs on its engines, and settles them.
+"""Worker: takes deliveries, runs their jobs on its engines, and settles them.
 
     deliver -> claimer -> attempt (recipe <-> engine client) -> committer -> settle
 
-It knows nothing of Celery; `worker.celery.pool` and `worker.celery.run_jobs` bring the two
-together.
+It does not know Celery; `worker.celery.pool` and `worker.celery.run_jobs` connect the two.
 """
 
 import itertools
@@ -59,13 +58,13 @@ from worker.settings import Settings
 
 log = logging.getLogger(__name__)
 
-# A longer text is split or masked on a thread of its own, or others would wait to be claimed.
+# A longer text is split or masked on a separate thread, so that claiming goes on.
 MAX_CLAIMER_CHARACTERS = 50_000
 DRAIN_POLL_SECONDS = 0.2  # between two checks whether a drain should end at once
 
 
 class Worker:
-    """Owns the engines and the threads that feed them; starts and stops once."""
+    """Owns the engines and the threads that feed them. Starts and stops once."""
 
     def __init__(
         self,
@@ -80,12 +79,12 @@ class Worker:
         canaries: Sequence[Canary] = (),
         known_models: Iterable[str] = (),
     ) -> None:
-        """retention: of what is kept; None: for ever
-        guards: the [guards] table of `tidemill.toml`
-        masking: what of a job's text the model does not see; None: nothing
-        canaries: submitted every night
-        known_models: aliases of the configuration, which other workers may serve: a leader has
-            figures of all their jobs
+        """retention:    None: nothing is pruned
+        guards:       the [guards] table of `tidemill.toml`
+        masking:      None: nothing is masked
+        canaries:     submitted every night
+        known_models: aliases of the whole configuration, of which other workers may serve some;
+                      the leader reports figures for all
         """
         cache_settings = cache_settings or CacheSettings()
         self.settings = settings
@@ -99,7 +98,7 @@ class Worker:
         self._fleet = EngineFleet(database, models)
         self._maskers = Maskers(masking or Masking())
         self._languages = {model.alias: model.languages for model in models}
-        # A signal handler of Celery's comes here too, on a thread that may hold it.
+        # Reentrant: Celery's signal handler may run on the thread that holds it.
         self._lock = threading.RLock()
         self._settled = threading.Condition(self._lock)
         self._running: dict[Fence, tuple[Attempt, ClaimedJob]] = {}
@@ -110,7 +109,7 @@ class Worker:
         self._stops_now = False
         self._is_ready = False
         self._metrics = self._make_metrics()
-        # Whether anybody wants to know of a single job that it ended.
+        # Whether the end of each job is counted or logged.
         self._is_watched = self._metrics is not NO_METRICS or settings.log_format == "json"
         self._committer = Committer(
             database,
@@ -174,7 +173,7 @@ class Worker:
     def from_configuration(cls, on_consumer_stalled: Callable[[], None]) -> "Worker":
         """The worker that the environment and `tidemill.toml` describe.
 
-        on_consumer_stalled is called when messages wait and none is delivered.
+        on_consumer_stalled: called when messages wait but none is delivered
         """
         catalog = places.catalog()
         models = list(catalog.only(places.served_models()).values())
@@ -194,7 +193,7 @@ class Worker:
     def _make_metrics(self) -> Metrics:
         if self.settings.metrics_port is None:
             return NO_METRICS
-        # Imported here: a worker that is not measured does without.
+        # Imported here, so that a worker without metrics does not load it.
         from worker.metrics.database_watch import DatabaseWatch
         from worker.metrics.prometheus import PrometheusMetrics
 
@@ -212,7 +211,7 @@ class Worker:
     # --- life ----------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Load every model, then begin; raises before any job is taken if one cannot be."""
+        """Load every model, then start; raises before any job is taken if one cannot be loaded."""
         require_current(self._database)
         require_keys(self._database)
         self._metrics.start()
@@ -231,7 +230,7 @@ class Worker:
         )
 
     def drain(self, seconds: float) -> None:
-        """Take nothing more, finish what fits in the time, and give the rest back unblamed."""
+        """Stop taking jobs, finish those that fit in the time, and release the rest."""
         self._is_ready = False
         self._claimer.stop()
         until = time.monotonic() + seconds
@@ -244,11 +243,11 @@ class Worker:
         self._committer.stop()
 
     def stop_now(self) -> None:
-        """Let a drain wait no longer. May be called from a signal handler: it takes no lock."""
+        """End a drain's wait. May be called from a signal handler: it takes no lock."""
         self._stops_now = True
 
     def stop(self) -> None:
-        """End every thread and process of this worker; drain first to lose no work."""
+        """End every thread and process of this worker; call `drain` first to lose no work."""
         self._watchdog.stop()
         self._nightly.stop()
         self._dispatcher.stop()
@@ -268,7 +267,7 @@ class Worker:
     # --- jobs ----------------------------------------------------------------------------------
 
     def deliver(self, job_ids: Iterable[UUID], on_settled: Callable[[], None]) -> Delivery:
-        """Take in the jobs of a message; `on_settled` is called when the last is committed."""
+        """Take the jobs of a message; `on_settled` is called when the last is committed."""
 
         def settled() -> None:
             with self._lock:
@@ -285,7 +284,7 @@ class Worker:
         return delivery
 
     def release(self, delivery: Delivery) -> None:
-        """Give back what a delivery still runs."""
+        """Release the jobs of a delivery that are still running."""
         with self._lock:
             unfinished = [
                 attempt for attempt, job in self._running.values() if job.delivery is delivery
@@ -327,12 +326,12 @@ class Worker:
             self._start_each(claimed)
 
     def _start_each(self, claimed: list[ClaimedJob]) -> None:
-        # Asked once for all of them: what is switched off is to cost a job nothing.
+        # Checked once for all jobs, so that a feature that is off costs a job nothing.
         tracer_in_use, masks = tracer(), self._maskers.masks
         cache = self._cache if self._cache.settings.enabled else None
         for job in claimed:
             own = self._fleet.least_busy(job.model)
-            client = own or self._fleet.clients[0]  # which is asked nothing
+            client = own or self._fleet.clients[0]  # which gets no request
             contract = job.contract or {}
             work = Work(
                 job.fence.job_id,
@@ -377,8 +376,8 @@ class Worker:
                 self._running[job.fence] = (attempt, job)
                 draining = self._draining
             if draining or own is None:
-                # Of a model that is not served: its message went to the wrong queue, and the
-                # dispatcher sends another.
+                # Its model is not served here: the message was in a wrong queue, and the dispatcher
+                # publishes another.
                 attempt.release()
             elif job.contract is None:
                 log.error("text does not open", extra=job.ids())
@@ -389,11 +388,11 @@ class Worker:
                 attempt.start()
 
     def _pool_of(self, lane: Lane, work: Work) -> ThreadPoolExecutor | None:
-        """The thread on which a job begins; None: the claimer's, where that takes no time."""
+        """The thread pool for a job's first step; None: the claimer's thread, for a quick one."""
         masker = work.masker
         if masker is not None and masker.is_foreign:
-            # A pattern of the operator's may take a second for each job: so long those would wait
-            # that have nothing to do with it, and leases of what was claimed with it would end.
+            # An operator's pattern may take a second for each job. Meanwhile other jobs would wait
+            # to be claimed, and leases of jobs claimed with it would expire.
             return self._masking[lane]
         num_characters = len(work.contract.get("text") or "")
         if masker is not None and num_characters <= MAX_CLAIMER_CHARACTERS:
@@ -401,7 +400,7 @@ class Worker:
         return self._documents if num_characters > MAX_CLAIMER_CHARACTERS else None
 
     def _on_committed(self, outcomes: Sequence[Outcome], num_fenced: int) -> None:
-        """Counts and logs the outcomes that changed a row, after their commit."""
+        """Count and log the outcomes that changed a row, after their commit."""
         if not self._is_watched:
             return
         with self._lock:
@@ -413,7 +412,7 @@ class Worker:
                     self._say_ended(outcome, job, attempt.run_seconds)
             if num_fenced:
                 self._metrics.count_fenced(num_fenced)
-        except Exception:  # it is committed, and must not be written again for this
+        except Exception:  # the outcome is committed and must not be written again
             log.exception("not counted")
 
     def _say_ended(self, outcome: Outcome, job: ClaimedJob, run_seconds: float) -> None:
@@ -438,7 +437,7 @@ class Worker:
         return {"job_id": str(fence.job_id)} if running is None else running[1].ids()
 
     def _settle(self, outcomes: Sequence[Outcome]) -> None:
-        """Settles the messages of these jobs, after the commit: they may be acked."""
+        """Settle the messages of these jobs after the commit, so that they may be acked."""
         with self._settled:
             ended = [
                 (outcome.fence, self._running.pop(outcome.fence, None)) for outcome in outcomes

@@ -27,15 +27,9 @@ from typing import Any
 from benchmarks.engine.models import SHAPES, text
 from benchmarks.engine.workload import drawn
 from engine.protocol.engine_spec import EngineSpec
-from engine.protocol.messages import (
-    Outputs,
-    Params,
-    Request,
-    Run,
-    Stop,
-    from_bytes,
-    to_bytes,
-)
+from engine.protocol.messages import Outputs, Run, Stop, from_bytes, to_bytes
+from engine.protocol.request import Request
+from engine.protocol.sampling_params import SamplingParams
 
 # By the first that is part of the operation's name.
 KINDS = (
@@ -92,7 +86,7 @@ def profiled(model: str, folder: Path, arguments: argparse.Namespace) -> dict[st
             id=at,
             task="generate",
             text=text(each.prompt),
-            params=Params(max_new_tokens=each.num_new),
+            params=SamplingParams(max_new_tokens=each.num_new),
         )
         for at, each in enumerate(drawn(arguments.requests, SHAPES[model].vocab_size))
     ]

@@ -1,4 +1,4 @@
-"""Documents: what a file of a known kind says, as plain text or Markdown."""
+"""Documents: converts files of known kinds to plain text or Markdown."""
 
 from cli.documents.document import Document, UnreadableDocument
 from cli.documents.reading import DOCUMENT_SUFFIXES, MAX_FILE_BYTES, read_document

@@ -1,4 +1,4 @@
-"""An archive: the ZIP file that a .docx or .epub is, its members within bounds."""
+"""Archive: the ZIP file inside a .docx or .epub, with bounds on its members."""
 
 import io
 import zipfile
@@ -15,7 +15,10 @@ TEXTS = (".xml", ".rels", ".xhtml", ".html", ".htm", ".opf")
 
 
 class Archive:
-    """Raises UnreadableDocument for whatever cannot be read; `kind` is what it should be."""
+    """Reads members; raises UnreadableDocument for anything invalid.
+
+    `kind` is the expected kind.
+    """
 
     def __init__(self, content: bytes, kind: str) -> None:
         self._kind = kind

@@ -1,4 +1,4 @@
-"""A document: the text of a file, and which of its parts gave none."""
+"""Document: the text of a file, and its parts without text."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,14 +22,14 @@ UnreadableCode = Literal[
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """The text of a file. `without_text` names its parts that have none: `pages 3, 7 of 10`."""
+    """The text of a file. `without_text` names its parts without any: `pages 3, 7 of 10`."""
 
     text: str
     without_text: str | None = None
 
 
 class UnreadableDocument(CommandError):
-    """A file of which no text can be had, by a code and in words; the files beside it can."""
+    """A file without readable text, with a code and a sentence; other files can still be read."""
 
     def __init__(self, code: UnreadableCode, fault: str) -> None:
         super().__init__(fault)
@@ -38,7 +38,7 @@ class UnreadableDocument(CommandError):
 
 
 def pages_in_words(numbers: Sequence[int], num_pages: int) -> str:
-    """`page 3 of 10`, `pages 2-4, 7 of 10`; numbers: ascending, from 1."""
+    """`page 3 of 10`, `pages 2-4, 7 of 10`. numbers: ascending, from 1"""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and runs[-1][1] == number - 1:

@@ -1,4 +1,4 @@
-"""DOCX: the text of a Word document as Markdown: headings, lists, tables, footnotes."""
+"""DOCX: converts a Word document to Markdown: headings, lists, tables, footnotes."""
 
 import io
 import zipfile

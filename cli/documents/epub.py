@@ -1,4 +1,4 @@
-"""EPUB: the text of its chapters in the order of reading, and which of them have none."""
+"""EPUB: extracts the text of its chapters in reading order, and finds those without text."""
 
 import posixpath
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ def read(content: bytes) -> Document:
 
 
 def _chapters(archive: Archive) -> Iterator[str]:
-    """The names of the chapters' files, in the order of the book's spine."""
+    """The names of the chapters' files, in order of the book's spine."""
     root = next(_elements(archive, CONTAINER, "rootfile"), None)
     package = root.get("full-path", "") if root is not None else ""
     folder = posixpath.dirname(package)

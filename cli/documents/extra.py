@@ -1,4 +1,4 @@
-"""The libraries of the extra `files`, loaded when the first file needs one."""
+"""The libraries of the extra `files`, loaded when a file first needs one."""
 
 from importlib import import_module
 from typing import Any
@@ -7,7 +7,7 @@ from cli.documents.document import UnreadableDocument
 
 
 def require(module: str, suffix: str) -> Any:
-    """The module; raises UnreadableDocument, saying what to install, where it is missing."""
+    """Import a module; raises UnreadableDocument with the package to install if it is missing."""
     try:
         return import_module(module)
     except ImportError:

@@ -1,7 +1,6 @@
-"""HTML: its text as Markdown, so that headings, lists, tables and code keep their form.
+"""HTML: converts a page to Markdown, so that headings, lists, tables and code keep their form.
 
-Links keep their words, emphasis and pictures are left out, and so is what nobody reads:
-scripts, styles, the head.
+Links keep their words. Emphasis and pictures are left out, and so are scripts, styles and the head.
 """
 
 import re
@@ -34,7 +33,7 @@ Attributes = list[tuple[str, str | None]]
 
 
 def read(content: bytes, encoding: str | None = None) -> Document:
-    """encoding: of a page that names none and is not in UTF-8"""
+    """Read a page. encoding: of a page that names none and is not in UTF-8"""
     text = page_text(content, encoding)
     if not text:
         raise UnreadableDocument("no_text", "holds no text, only markup")
@@ -42,12 +41,12 @@ def read(content: bytes, encoding: str | None = None) -> Document:
 
 
 def page_text(content: bytes, encoding: str | None = None) -> str:
-    """The text of a page's bytes, in the encoding that it names; empty where it has none."""
+    """Decode a page in the encoding that it names; empty if it has no text."""
     return markdown_of(decoded(content, _encoding_of(content), encoding))
 
 
 def _encoding_of(content: bytes) -> str | None:
-    """The encoding that the beginning of a page names; None where that is none."""
+    """The encoding that the beginning of a page names; None if there is no such encoding."""
     named = CHARSET.search(content[:MAX_HEAD_BYTES])
     if named is None:
         return None
@@ -57,7 +56,7 @@ def _encoding_of(content: bytes) -> str | None:
 
 
 def markdown_of(html: str) -> str:
-    """The text of a page; empty where it has none."""
+    """Convert a page to Markdown; empty if it has no text."""
     parser = _Parser()
     parser.feed(html)
     parser.close()
@@ -89,7 +88,7 @@ class _Table:
 
 
 class _Parser(HTMLParser):
-    """Gathers blocks: paragraphs, headings, list items, tables, each a piece of Markdown."""
+    """Collects blocks: paragraphs, headings, list items, tables, each a piece of Markdown."""
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
@@ -228,7 +227,7 @@ class _Parser(HTMLParser):
                 self._place(block)
 
     def _put(self, text: str) -> None:
-        """Keep a block, within the list items and quotations that it is in."""
+        """Add a block, inside of its list items and quotations."""
         if not self._tables:
             lines = text.split("\n")
             if self._lists and self._lists[-1].has_item:
@@ -258,7 +257,7 @@ def _number(attrs: Attributes, name: str, otherwise: int) -> int:
 
 
 def _spaced(blocks: Iterable[str]) -> Iterable[str]:
-    """The blocks with blank lines in between, but for the items of a list."""
+    """The blocks, separated by blank lines except between list items."""
     before: str | None = None
     for block in blocks:
         if before is not None and not (ITEM.match(before) and ITEM.match(block)):

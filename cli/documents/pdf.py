@@ -1,4 +1,4 @@
-"""PDF: the text of its pages, one after the other, and which of them have none."""
+"""PDF: extracts the text of its pages, and finds those without text."""
 
 from itertools import pairwise
 from typing import Any
@@ -49,7 +49,7 @@ def _page_text(pdfium: Any, document: Any, index: int) -> str:
 
 
 def _joined(pages: list[str]) -> str:
-    """The pages as one text; a paragraph that goes on over the end of a page stays one."""
+    """The pages as one text; a paragraph that continues on the next page stays one."""
     pieces = pages[:1]
     for before, page in pairwise(pages):
         pieces += ["\n\n" if before.endswith(SENTENCE_ENDS) else "\n", page]

@@ -1,5 +1,7 @@
-"""Plain text, Markdown and subtitles, returned as they are: in UTF-8, in UTF-16 or UTF-32 with its
-mark, or in a named encoding."""
+"""Plain text, Markdown and subtitles: decoded and otherwise unchanged.
+
+The encoding is UTF-8, UTF-16 or UTF-32 with a byte order mark, or a named one.
+"""
 
 import codecs
 
@@ -25,12 +27,12 @@ LATIN = frozenset({"iso8859-1", "ascii"})
 
 
 def read(content: bytes, encoding: str | None = None) -> Document:
-    """encoding: of a text that is not in UTF-8"""
+    """Read a text. encoding: of a text that is not in UTF-8"""
     return Document(decoded(content, otherwise=encoding))
 
 
 def codec_of(name: str) -> str | None:
-    """Python's name of an encoding of texts; None where there is none by this one."""
+    """Python's name of a text encoding; None if there is no such encoding."""
     try:
         codec = codecs.lookup(name).name
         "".encode(codec)
@@ -40,10 +42,10 @@ def codec_of(name: str) -> str | None:
 
 
 def encoding_of(content: bytes, named: str | None = None, otherwise: str | None = None) -> str:
-    """The encoding of a text, from its beginning.
+    """The encoding of a text, judged by its beginning.
 
-    named: what the text says that it is in, where it has no mark
-    otherwise: the encoding of a text that says nothing and is not UTF-8, by its look
+    named:     the encoding that the text itself names, if it has no byte order mark
+    otherwise: the encoding of a text that names none and does not look like UTF-8
     """
     for mark, encoding in MARKS:
         if content.startswith(mark):
@@ -54,8 +56,10 @@ def encoding_of(content: bytes, named: str | None = None, otherwise: str | None 
 
 
 def _looks_utf8(content: bytes) -> bool:
-    """Whether it has letters beyond ASCII, and in UTF-8; without one it may be an encoding of
-    seven bits. A last letter may be cut."""
+    """Whether it is UTF-8 with characters beyond ASCII; pure ASCII may be another 7-bit encoding.
+
+    The last character may be cut.
+    """
     try:
         return not content.isascii() and bool(content.decode())
     except UnicodeDecodeError as error:
@@ -63,8 +67,7 @@ def _looks_utf8(content: bytes) -> bool:
 
 
 def decoded(content: bytes, named: str | None = None, otherwise: str | None = None) -> str:
-    """The text of a file's bytes, in its `encoding_of`; raises UnreadableDocument where it
-    is none."""
+    """Decode a file's bytes by `encoding_of`; raises UnreadableDocument if that fails."""
     kind = next((kind for mark, kind in NO_TEXTS if content.startswith(mark)), None)
     if kind is not None:
         raise UnreadableDocument("not_text", f"is no text; it is {kind}")

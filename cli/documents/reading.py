@@ -19,7 +19,7 @@ DOCUMENT_SUFFIXES = (".txt", ".text", ".md", ".markdown", ".srt", ".vtt", *PAGES
 
 
 def read_document(path: Path, encoding: str | None = None) -> Document:
-    """The text of a file; raises UnreadableDocument where it has none that can be had.
+    """The text of a file; raises UnreadableDocument if it has none that can be read.
 
     encoding: of texts and pages that name none and are not in UTF-8
     """

@@ -1,4 +1,4 @@
-"""Estimates: how much work a source is, and how long it should take, before it is enqueued."""
+"""Estimates: the work and time that a source will take, before it is enqueued."""
 
 from cli.estimate.estimate import Estimate, estimated
 from cli.estimate.source import estimate_source, say_estimate

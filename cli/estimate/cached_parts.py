@@ -1,8 +1,8 @@
-"""CachedParts: the number of each document's requests that the content cache answers.
+"""CachedParts: counts the requests of each document that the content cache can answer.
 
-The recipes say what a job would ask first, which of most jobs is all; the parts of a longer
-document only the engine can cut, so for these the cache keeps which they were the last time.
-Keys are those of the model as it was loaded last.
+Most jobs have one request, which their recipe makes first. The parts of a longer document only the
+engine can cut, so for these the cache stores the list of the last run. Keys are computed for the
+model as it was loaded last.
 """
 
 import itertools
@@ -21,7 +21,8 @@ from tasks.configuration.masking import masking_of
 from tasks.contracts.contract import Contract
 
 if TYPE_CHECKING:
-    from engine.protocol.messages import ModelCard, Request
+    from engine.protocol.model_card import ModelCard
+    from engine.protocol.request import Request
 
 KEYS_AT_ONCE = 1_000  # of one statement
 DOCUMENTS_AT_ONCE = 500
@@ -39,7 +40,7 @@ class _DocumentKeys:
 
 
 class CachedParts:
-    """Counts for the documents of one model at one task, as they are added."""
+    """Counts for the documents of one model and task, as they are added."""
 
     def __init__(self, database: Database, catalog: Catalog, model: Model) -> None:
         # Imported here: of all commands only this one asks a recipe.
@@ -118,7 +119,7 @@ class CachedParts:
             return
 
     def look_up(self) -> None:
-        """Count those that were added since the last look."""
+        """Look up the documents that were added since the last call."""
         pending, self._pending = self._pending, []
         if not pending:
             return
@@ -151,8 +152,8 @@ class CachedParts:
 
 
 def loaded_card(database: Database, model: Model) -> "ModelCard | None":
-    """The model as a live worker has it, or else as it gave the newest result."""
-    from engine.protocol.messages import ModelCard
+    """The card of the model in a live worker, or else of its newest result."""
+    from engine.protocol.model_card import ModelCard
 
     with database.read() as session:
         live = [
@@ -170,7 +171,7 @@ def loaded_card(database: Database, model: Model) -> "ModelCard | None":
 
 
 def _continues(contract: Contract) -> bool:
-    """Whether the answer depends on what was said in another job."""
+    """Whether the answer depends on another job's dialogue."""
     return getattr(contract, "previous_job_id", None) is not None
 
 

@@ -1,4 +1,4 @@
-"""An estimate: documents, parts, tokens, what the cache has, and how long it should take."""
+"""Estimate: documents, parts, tokens, cached requests, and the expected time."""
 
 import json
 import re
@@ -24,7 +24,7 @@ CONTEXT_SETTINGS = ("n_positions", "max_position_embeddings", "n_ctx", "max_sour
 
 @dataclass(slots=True, kw_only=True)
 class Share:
-    """The part of an estimate that one model has at one task."""
+    """The part of an estimate for one model and task."""
 
     model: str
     task: str
@@ -42,12 +42,12 @@ class Share:
 
     @property
     def seconds(self) -> float | None:
-        """Seconds at the measured rate; None where nothing was measured."""
+        """Seconds at the measured rate; None without a measurement."""
         return self._seconds_of(self.num_characters_to_do)
 
     @property
     def seconds_before(self) -> float:
-        """Seconds that the waiting jobs should take, as far as is known."""
+        """Seconds of the jobs that wait before, as far as is known."""
         return self._seconds_of(self.num_waiting_characters) or 0.0
 
     def _seconds_of(self, num_characters: int) -> float | None:
@@ -79,18 +79,18 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Models run beside each other, so the whole takes as long as the slowest of them."""
+    """The total. Models run in parallel, so it takes as long as the slowest of them."""
 
     shares: tuple[Share, ...]
 
     @property
     def seconds(self) -> float | None:
-        """Seconds of the slowest model; None where one has not been measured."""
+        """Seconds of the slowest model; None if one has no measurement."""
         return self._slowest(lambda share: share.seconds)
 
     @property
     def seconds_with_waiting(self) -> float | None:
-        """The same, with the jobs that are there before it."""
+        """Seconds including the jobs that wait before; None if one has no measurement."""
         return self._slowest(
             lambda share: None if share.seconds is None else share.seconds + share.seconds_before
         )
@@ -120,7 +120,7 @@ class Estimate:
 
 
 def estimated(database: Database, catalog: Catalog, contracts: Iterable[Contract]) -> Estimate:
-    """The estimate for these contracts; each is read once and none is kept."""
+    """Estimate these contracts; each is read once and none is stored."""
     gatherings: dict[tuple[str, str], _Gathering] = {}
     for contract in contracts:
         source = getattr(contract, "source_language", None)
@@ -139,7 +139,7 @@ def estimated(database: Database, catalog: Catalog, contracts: Iterable[Contract
 
 
 class _Gathering:
-    """The documents of one model at one task, as they are read."""
+    """Collects the documents of one model and task while they are read."""
 
     def __init__(self, database: Database, catalog: Catalog, model: Model, task: str) -> None:
         self._measured = MeasuredRate.of(database, model.alias, task)
@@ -164,7 +164,7 @@ class _Gathering:
         self._cached.add(contract)
 
     def _parts_of(self, text: str, num_tokens: int) -> int:
-        """Sentences of a translation, parts of a longer text that is summarized, else one."""
+        """The sentences of a translation, the parts of a long text to summarize, else one."""
         if self._share.task == "translate":
             pieces = SENTENCE_END.split(text.strip())
             return max(sum(bool(piece.strip()) for piece in pieces), 1)
@@ -187,7 +187,7 @@ class _Gathering:
 
 
 def _room_tokens(database: Database, model: Model) -> int | None:
-    """The number of tokens that a request of a model may have; None where it is unknown."""
+    """The most tokens of a request of a model; None if unknown."""
     limits = [model.max_input_tokens]
     with database.read() as session:
         card = session.scalars(throughput.newest_model_card(model.alias)).first()
@@ -199,7 +199,7 @@ def _room_tokens(database: Database, model: Model) -> int | None:
 
 
 def _sum(numbers: Iterable[int | None]) -> int | None:
-    """The sum of the numbers; None where there is none."""
+    """The sum of the numbers; None if there are none."""
     known = [each for each in numbers if each is not None]
     return sum(known) if known else None
 

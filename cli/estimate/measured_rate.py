@@ -1,4 +1,4 @@
-"""Measured rates: tokens per second and tokens per character of a model's recent results."""
+"""MeasuredRate: tokens per second and tokens per character in a model's recent results."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ MAX_RESULTS = 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredRate:
-    """The rate of one model at one task, over the tokens of all requests, read and written."""
+    """The rate of one model and task, over all tokens of all requests, prompts and answers."""
 
     num_results: int
     num_characters: int  # of the sources
@@ -24,7 +24,7 @@ class MeasuredRate:
 
     @classmethod
     def of(cls, database: Database, model: str, task: str) -> Self | None:
-        """The rate of the newest results; None where there are none to measure."""
+        """The rate of the newest results; None without any."""
         with database.read() as session:
             rows = session.execute(throughput.recent_results(model, task, MAX_RESULTS)).all()
         if not rows:
@@ -54,7 +54,7 @@ class MeasuredRate:
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Tokens per second; None where there is too little to measure."""
+        """Tokens per second; None if there are too few results."""
         return self.tokens / self.busy_seconds if self.busy_seconds > 0 and self.tokens else None
 
     @property
@@ -62,12 +62,12 @@ class MeasuredRate:
         return self.num_characters / self.prompt_tokens if self.prompt_tokens else None
 
     def tokens_of(self, num_characters: int) -> float:
-        """The number of tokens of all requests that a source of this length leads to."""
+        """The expected tokens of all requests for a source of this length."""
         return num_characters * self.tokens / max(self.num_characters, 1)
 
 
 def busy_seconds(runs: Iterable[tuple[datetime, datetime]]) -> float:
-    """Seconds in which at least one of these jobs ran: jobs overlap, and pauses do not count."""
+    """Seconds in which at least one of these jobs ran: overlaps count once, pauses do not count."""
     total, until = 0.0, None
     for start, end in sorted(runs):
         begin = start if until is None or start > until else until

@@ -1,4 +1,4 @@
-"""An estimate in sentences."""
+"""Describes an estimate in sentences."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ from cli.output.terminal import plural
 
 
 def estimate_lines(estimate: Estimate) -> Iterator[str]:
-    """The lines that describe a run and the time it should take."""
+    """The lines that describe a run and its expected time."""
     for share in estimate.shares:
         parts = plural(share.num_parts, "sentence" if share.task == "translate" else "part")
         yield (
@@ -39,7 +39,7 @@ def estimate_lines(estimate: Estimate) -> Iterator[str]:
 
 
 def in_words(seconds: float) -> str:
-    """`3 s`, `12 min`, `1 h 40 min`."""
+    """A duration such as `3 s`, `12 min` or `1 h 40 min`."""
     if seconds < 99.5:
         return f"{seconds:,.0f} s" if seconds >= 0.95 else "1 s"
     minutes = round(seconds / 60)

@@ -1,4 +1,4 @@
-"""The estimate of a source, said: what a row parser reads, and what it leaves out."""
+"""Estimates a source: the rows that its parser accepts, and those that it refuses."""
 
 import typer
 
@@ -15,7 +15,7 @@ from tasks.configuration.catalog import Catalog
 def estimate_source(
     parser: RowParser, catalog: Catalog, complaints: Complaints, as_json: bool
 ) -> None:
-    """Read everything and say what it comes to; status 1 where a row or source is bad."""
+    """Read everything and print the estimate; status 1 if a row or source is bad."""
     with complaints.opened(parser.parts), err.status("reading"):
         estimate = estimated(settings.database(), catalog, parser.contracts())
     say_estimate(estimate, as_json, parser.num_bad)

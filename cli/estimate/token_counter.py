@@ -1,4 +1,4 @@
-"""Tokens of a text: counted by the model's own tokenizer where that needs no model library."""
+"""TokenCounter: counts tokens with the model's own tokenizer, without a model library."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,10 +17,10 @@ Count = Callable[[str], int]
 
 
 class TokenCounter:
-    """Counts the tokens of one model's texts; `method` says by what.
+    """Counts the tokens of one model's texts; `method` says how.
 
-    Neither torch nor transformers is loaded: the tokenizer's file is read by `tokenizers`
-    or `sentencepiece`, if they are installed and the checkpoint is on this machine.
+    Neither torch nor transformers is loaded: `tokenizers` or `sentencepiece` read the tokenizer's
+    file, if they are installed and the checkpoint is on this machine.
     """
 
     def __init__(self, model: Model, measured_characters_per_token: float | None) -> None:
@@ -31,7 +31,7 @@ class TokenCounter:
         self._num_counted_tokens = 0
 
     def add(self, text: str) -> int:
-        """Take a text into account; returns its tokens, or about that."""
+        """Add a text; returns its number of tokens, exact or approximate."""
         self._num_characters += len(text)
         if self._count is not None and self._num_counted_characters < MAX_COUNTED_CHARACTERS:
             num_tokens = 0
@@ -77,7 +77,7 @@ def _tokenizer(model: Model) -> Count | None:
 
 
 def _file_of(model: Model, name: str) -> Path | None:
-    """A file of the checkpoint on this machine; nothing is fetched for an estimate."""
+    """A file of the checkpoint on this machine; an estimate downloads nothing."""
     folder = Path(model.checkpoint)
     if folder.is_dir():
         return folder / name if (folder / name).is_file() else None

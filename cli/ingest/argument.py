@@ -14,10 +14,10 @@ DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 
 
 def what_it_looks_like(text: str) -> str | None:
-    """The other reading of an argument, as a path or a query; None where it is plainly a text.
+    """The other reading of an argument, a path or a query; None if it is plainly a text.
 
-    Not for what is clearly a source. Something that exists here is a path whatever
-    it looks like; otherwise only one word that is written as paths are.
+    Not for a plain source. An existing file is a path whatever it looks like; otherwise only a
+    single word that is written like a path.
     """
     if "\x00" in text or not text.strip():
         return None
@@ -46,11 +46,11 @@ def what_it_looks_like(text: str) -> str | None:
 
 
 def is_source(text: str) -> bool:
-    """Whether an argument among several is to be opened: all that is not clearly a text."""
+    """Whether an argument among several is opened: all that are not plainly texts."""
     return looks_like_source(text) or what_it_looks_like(text) is not None
 
 
 def _is_in_a_folder(text: str) -> bool:
-    """Whether it begins with a folder that exists, as `and/or` does not."""
+    """Whether it begins with an existing folder, which `and/or` does not."""
     first = text.split(os.sep)[0]
     return first != text and bool(first) and Path(first).is_dir()

@@ -1,4 +1,4 @@
-"""Enqueuing: a row parser becomes a batch, with a progress bar, once."""
+"""Enqueues the contracts of a row parser as a batch, once, with a progress bar."""
 
 import shlex
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +23,7 @@ MAX_REPORTED = 20  # a file in which every line is wrong says so soon enough
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Enqueued:
-    """The result of enqueuing: the batch, and the numbers of jobs."""
+    """The batch, and the numbers of jobs."""
 
     batch: FoundBatch | None  # None: nothing was enqueued
     num_new: int
@@ -66,7 +66,7 @@ class Enqueued:
 
 
 class Complaints:
-    """Reports bad rows, and stops repeating itself; a file has them all."""
+    """Reports bad rows, the first few on the terminal; a file gets all."""
 
     def __init__(self, errors: Path | None = None) -> None:
         self.num_held_back = 0
@@ -75,7 +75,7 @@ class Complaints:
 
     @contextmanager
     def opened(self, parts: Sequence[SourcePart]) -> Iterator[Self]:
-        """Raises CommandError where the file cannot be written, before anything is done."""
+        """Open the file before anything is enqueued; raises CommandError if that fails."""
         if self._file is not None:
             self._file.require_apart_from(parts)
             self._file.open()
@@ -105,7 +105,7 @@ class Complaints:
 
 
 def complete_batch(run_key: str | None) -> FoundBatch | None:
-    """The batch that a run key was enqueued as, if that came to its end."""
+    """The complete batch of a run key; None if there is none."""
     if run_key is None:
         return None
     batches = find_batches(run_key, database=settings.database())
@@ -125,11 +125,11 @@ def enqueue(
     metadata: dict[str, str] | None = None,
     strict: bool = False,
 ) -> Enqueued:
-    """Enqueue everything that the row parser takes.
+    """Enqueue every contract of the row parser.
 
-    strict: nothing at all when a single row is bad or a source is not as it
-    should be; reads the source twice. A batch of which a source was empty or
-    could not be read stays open: the run key, used again, adds to it.
+    strict: enqueue nothing if a single row is bad, or a source empty or unreadable; this reads the
+            source twice. Otherwise a batch with such a source stays open: the same run key adds to
+            it
     """
     if (batch := complete_batch(run_key)) is not None:
         return Enqueued(
@@ -177,9 +177,9 @@ def _enqueued(parser: RowParser, submitted: SubmittedBatch | None) -> Enqueued:
 
 @contextmanager
 def _saying_what_is_kept(name: str, run_key: str | None) -> Iterator[Callable[[int], None]]:
-    """Note on an error in the middle how many jobs are enqueued and how to go on.
+    """On an error in the middle, report how many jobs are enqueued and how to continue.
 
-    Yields what is to be told the number of jobs that are kept.
+    Yields a callback that takes the number of stored jobs.
     """
     num_kept: int | None = None  # None: submitting has not begun
 
@@ -205,6 +205,6 @@ def _saying_what_is_kept(name: str, run_key: str | None) -> Iterator[Callable[[i
 
 
 def _unless_empty(contracts: Iterator[Contract]) -> Iterator[Contract] | None:
-    """The same contracts; None when there is not one, so that no empty batch is kept."""
+    """The same contracts; None if there is none, so that no empty batch is stored."""
     first = next(contracts, None)
     return None if first is None else chain([first], contracts)

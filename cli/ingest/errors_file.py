@@ -1,6 +1,6 @@
-"""The file of `--errors`: each row that was left out, as a line of JSON.
+"""The file of `--errors`: a JSON line for each row that was left out.
 
-So is each document of which a part gave no text, by the code `parts_without_text`.
+A document of which a part has no text also gets a line, with the code `parts_without_text`.
 """
 
 import json
@@ -13,10 +13,10 @@ from cli.ingest.row_parsing import Refusal, SourcePart
 
 
 class ErrorsFile:
-    """Written as rows are refused, so that what is there is whole whenever it ends.
+    """Writes each refused row at once, so that the file is valid whenever the command ends.
 
-    A line has source, place (`line 7`), position, code and problem, and nothing
-    of what the row's texts say. A file without lines: there is nothing to complain of.
+    A line has source, place (`line 7`), position, code and problem, but never a text of the row. An
+    empty file means that no row was refused.
     """
 
     def __init__(self, path: Path) -> None:
@@ -24,7 +24,7 @@ class ErrorsFile:
         self._file: TextIO | None = None
 
     def require_apart_from(self, parts: Iterable[SourcePart]) -> None:
-        """Raise CommandError where a source would be overwritten."""
+        """Raise CommandError if it would overwrite a source."""
         for part in parts:
             source = Path(part.source.name)
             if source.exists() and self.path.exists() and source.samefile(self.path):
@@ -35,7 +35,7 @@ class ErrorsFile:
                 )
 
     def open(self) -> None:
-        """Empty it; raises CommandError where that cannot be."""
+        """Truncate the file; raises CommandError if that fails."""
         try:
             self._file = self.path.open("w", encoding="utf-8", buffering=1)
         except OSError as error:
@@ -61,5 +61,5 @@ class ErrorsFile:
 
 
 def _printable(text: str) -> str:
-    """The same in characters that UTF-8 has: the name of a file may have others."""
+    """The text with characters that UTF-8 lacks replaced: a file's name may have some."""
     return text.encode(errors="replace").decode()

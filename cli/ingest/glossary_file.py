@@ -1,4 +1,4 @@
-"""A file of terms and their translations, CSV or JSON, as a contract's glossary takes it."""
+"""Glossary files: terms and translations in CSV or JSON, for a contract's glossary."""
 
 import csv
 import io
@@ -19,10 +19,11 @@ DELIMITERS = ",;\t"
 
 
 def read_glossary_file(path: Path, encoding: str | None = None) -> list[list[str | None]]:
-    """The entries in their order, twice-named ones included: the contract refuses a clash.
+    """The entries in order, repeated ones included: the contract refuses a clash.
 
-    encoding: of a file that has no mark and is not in UTF-8
     Raises SourceUnusable.
+
+    encoding: of a file that has no byte order mark and is not in UTF-8
     """
     try:
         text = decoded(

@@ -1,4 +1,4 @@
-"""Nightly configurations: the batch that a night enqueues, in TOML."""
+"""NightlyConfig: the batch of each night, configured in TOML."""
 
 import os
 import tomllib
@@ -22,7 +22,7 @@ Metadata = dict[str, str]
 
 
 class SourceTable(BaseModel):
-    """`[source]`: a path, relative to the configuration; or a url and a query."""
+    """The `[source]` table: a path, relative to the configuration, or a url and a query."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -48,7 +48,7 @@ class SourceTable(BaseModel):
         return self
 
     def opened(self, folder: Path, day: date) -> Source:
-        """Raises SourceUnusable or SettingsError where there is none."""
+        """Open the source; raises SourceUnusable or SettingsError."""
         if self.path is not None:
             return open_source(_path(folder, self.path, day), self.encoding)
         assert self.query is not None
@@ -62,7 +62,7 @@ class SourceTable(BaseModel):
 
 
 class PartTable(BaseModel):
-    """The settings of one source; `[[parts]]` where there are several."""
+    """The settings of one source; with several, each is a `[[parts]]` table."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -75,7 +75,7 @@ class PartTable(BaseModel):
 
 
 class NightlyConfig(BaseModel):
-    """A batch of one source, or of several parts under one run key."""
+    """A batch of one source, or of several parts, under one run key."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -103,7 +103,7 @@ class NightlyConfig(BaseModel):
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read a configuration; raises SettingsError naming the place and the fault."""
+        """Read a configuration; raises SettingsError with the place and the fault."""
         try:
             return cls.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
         except OSError as error:
@@ -114,7 +114,7 @@ class NightlyConfig(BaseModel):
             raise SettingsError(f"{path}: {_fault(error)}") from None
 
     def today(self) -> date:
-        """The day in the configuration's time zone; raises SettingsError for an unknown one."""
+        """The date in the configuration's time zone; raises SettingsError for an unknown one."""
         if self.timezone is None:
             return datetime.now().astimezone().date()
         try:
@@ -137,7 +137,7 @@ class NightlyConfig(BaseModel):
         return None if self.errors is None else _path(folder, self.errors, day)
 
     def parts_of(self, folder: Path, day: date) -> list[SourcePart]:
-        """The parts with their sources opened; a number tells several apart."""
+        """The parts with opened sources; if there are several, each has a number."""
         tables = self.parts
         if not tables:
             assert self.task is not None
@@ -170,7 +170,7 @@ class NightlyConfig(BaseModel):
 
 
 def _path(folder: Path, text: str, day: date) -> Path:
-    """A path of the configuration: relative to its folder, `~` being a home."""
+    """A path of the configuration: relative to its folder; `~` is the home."""
     return folder / Path(_dated(text, day)).expanduser()
 
 

@@ -1,4 +1,4 @@
-"""A file that knows how much of it has been read."""
+"""MeasuredFile: a file that knows how much of it has been read."""
 
 import io
 from pathlib import Path

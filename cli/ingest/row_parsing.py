@@ -1,4 +1,4 @@
-"""RowParser: rows of sources become contracts, and every row that cannot is reported."""
+"""RowParser: turns the rows of sources into contracts, and reports the rows that are invalid."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ MAX_COLUMN_SHOWN, MAX_COLUMNS_SHOWN = 64, 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourcePart:
-    """A source, and the contract its rows become."""
+    """A source, and the defaults of its contracts."""
 
     source: Source
     contract: type[Contract]
@@ -32,13 +32,13 @@ class SourcePart:
     allow_empty: bool = False  # a source without rows is as it should be
 
     def contract_of(self, fields: dict[str, Any]) -> Contract:
-        """The contract that a row makes; raises ContractError naming each wrong field."""
+        """The contract of a row; raises ContractError, which names each wrong field."""
         # Whether a number is a number in the source, as in JSON, or a text that reads like one.
         exact_types = getattr(self.source, "exact_types", True)
         return self.contract.parse(self._complete(self._shape(fields)), exact_types=exact_types)
 
     def check_defaults(self, catalog: Catalog) -> None:
-        """Raise Refused where every row would be, because of the defaults alone."""
+        """Raise Refused if the defaults alone make every row invalid."""
         sample = self._complete({"text": "sample"})
         try:
             contract = self.contract.parse(sample)
@@ -54,7 +54,7 @@ class SourcePart:
         route(catalog, contract)
 
     def check_columns(self, columns: Sequence[str]) -> None:
-        """Raise ColumnsUnfit where every row would be refused for its columns alone."""
+        """Raise ColumnsUnfit if the columns alone make every row invalid."""
         present, task = set(columns), self.contract.task
         twice = [name for name in present if columns.count(name) > 1]
         if twice:
@@ -84,7 +84,7 @@ class SourcePart:
             )
 
     def _shape(self, fields: dict[str, Any]) -> dict[str, Any]:
-        """A row with the contract's names; metadata gathered from its dotted columns."""
+        """A row under the contract's names, with dotted columns collected into metadata."""
         if self.columns:
             renamed = {
                 name: fields[column] for name, column in self.columns.items() if column in fields
@@ -110,7 +110,7 @@ class SourcePart:
         return {**fields_of_row, "metadata": {**own, **dotted} if isinstance(own, dict) else own}
 
     def _complete(self, fields: dict[str, Any]) -> dict[str, Any]:
-        """The row's fields, with the defaults for the rest; a chat's one text becomes a message."""
+        """The row's fields, completed by the defaults; a chat's single text becomes a message."""
         complete = {**self.defaults, **fields}
         ours, own = self.defaults.get("metadata"), fields.get("metadata")
         if ours and isinstance(own, dict):
@@ -135,7 +135,7 @@ class SourcePart:
 
 
 def route(catalog: Catalog, contract: Contract) -> None:
-    """Raise UnknownModel or UnknownLanguage where no model takes the contract."""
+    """Raise UnknownModel or UnknownLanguage if no model takes the contract."""
     catalog.route(
         contract.task,
         contract.model,
@@ -146,7 +146,7 @@ def route(catalog: Catalog, contract: Contract) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A row that was left out, and why; without a word of what its texts say."""
+    """A row that was left out, and the reason, without any of its texts."""
 
     source: str
     place: str
@@ -156,13 +156,12 @@ class Refusal:
 
 
 class RowParser:
-    """Reads parts one after the other; what it cannot take it reports, and goes on.
+    """Reads parts one after the other; reports an invalid row and continues.
 
-    Under a run key each job's idempotency key is the run key with the row's
-    custom id, or else with its position. So a broken enqueuing, begun again,
-    adds what is missing. Parts that share a run key have their tag in between:
-    the same custom id in two parts is two jobs, unless `one_namespace` says that
-    all parts are of one kind. Within a part it is a bad row.
+    With a run key, each job's idempotency key is the run key and the row's custom id, or else its
+    position. So an interrupted run that is started again adds the missing jobs. If several parts
+    share a run key, the key also has the part's tag: the same custom id in two parts is two jobs,
+    unless `one_namespace` says that all parts are of one kind. Within a part it is a bad row.
     """
 
     def __init__(
@@ -200,7 +199,7 @@ class RowParser:
 
     @property
     def fraction(self) -> float | None:
-        """The share that has been read, 0 to 1; None when a source cannot tell."""
+        """The share that has been read, 0 to 1; None if a source does not know."""
         if self._current >= len(self.parts):
             return 1.0
         within = self.parts[self._current].source.fraction
@@ -209,10 +208,10 @@ class RowParser:
         return (self._current + within) / len(self.parts)
 
     def contracts(self) -> Iterator[Contract]:
-        """The contract of every good row.
+        """The contract of every valid row.
 
-        Raises SourceUnusable or ColumnsUnfit where there is but one source; of
-        several, the others are read all the same, and `failures` says it.
+        With a single source it raises SourceUnusable or ColumnsUnfit. With several, the others are
+        still read, and `failures` has the errors.
         """
         self._begin()
         for number, part in enumerate(self.parts):
@@ -233,7 +232,7 @@ class RowParser:
         self._seen.close()
 
     def check(self) -> None:
-        """Read everything once and keep nothing; `num_good` and `num_bad` say what it was."""
+        """Read everything once and store nothing; `num_good` and `num_bad` are the result."""
         for _ in self.contracts():
             pass
 
@@ -280,7 +279,7 @@ class RowParser:
         return contract.model_copy(update={"idempotency_key": key})
 
     def _require_new(self, part: SourcePart, row: Row, contract: Contract) -> None:
-        """Raise DuplicateId where an earlier row goes by the same custom id or key."""
+        """Raise DuplicateId if an earlier row has the same custom id or key."""
         place = f"{part.source.name}, {row.place}" if self._one_namespace else row.place
         scope = "" if self._one_namespace else part.tag
         if contract.custom_id is not None:
@@ -290,7 +289,7 @@ class RowParser:
             self._seen.require_new("idempotency_key", key, place, contract.tenant)
 
     def _report_gaps(self, part: SourcePart, row: Row, without_text: str) -> None:
-        """Say what of a document gave no text: once, however often its source is read."""
+        """Report the parts of a document without text, once even if its source is read twice."""
         self.num_partial += 1
         if (part.source.name, row.place) in self._gaps_reported:
             return
@@ -314,7 +313,7 @@ def _short(key: str) -> str:
 
 
 def _shown(column: str) -> str:
-    """The name of a column, quoted; without a header, that is the beginning of a text."""
+    """The name of a column, quoted; in a file without a header it is the beginning of a text."""
     shown = column if len(column) <= MAX_COLUMN_SHOWN else column[:MAX_COLUMN_SHOWN] + "..."
     return repr(shown)
 

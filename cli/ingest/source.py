@@ -1,4 +1,4 @@
-"""A source: rows that become jobs, read one at a time and never whole."""
+"""Source: rows that become jobs, read one at a time and never all at once."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ CheckColumns = Callable[[Sequence[str]], None]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """The fields of one job, as the source has them."""
+    """The fields of one job, in the form of the source."""
 
     position: int  # from 1; of a line, a row or a file
     place: str  # where a person finds it: `line 7`
@@ -21,7 +21,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """A row that cannot be read, and why; those after it still can."""
+    """A row that cannot be read, and the reason; later rows can still be read."""
 
     position: int
     place: str
@@ -37,23 +37,22 @@ class Source(Protocol):
 
     @property
     def fraction(self) -> float | None:
-        """The share that has been read, 0 to 1; None when it is unknown."""
+        """The share that has been read, 0 to 1; None if unknown."""
         ...
 
     def rows(self, check_columns: CheckColumns) -> Iterator[Row | BadRow]:
-        """Every row, from the beginning each time it is called.
+        """Every row, from the beginning at each call.
 
-        A source with columns calls `check_columns` before it yields. Raises
-        SourceUnusable when nothing, or nothing more, can be read, and SourceEmpty
-        when that is because there is nothing in it.
+        A source with columns calls `check_columns` before it yields. Raises SourceUnusable if
+        nothing more can be read, and SourceEmpty if it is empty.
         """
         ...
 
 
 def typed_fields(row: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a row whose columns have types: NULL is left out, and names are texts.
+    """The fields of a row with typed columns: NULL is left out, and ids become texts.
 
-    A key that is a number in the source, as most are, is a text in a job.
+    A key is often a number in the source, but a text in a job.
     """
     return {
         name: _as_text(value) if name == "custom_id" or name.startswith("metadata.") else value

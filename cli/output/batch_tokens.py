@@ -1,9 +1,8 @@
-"""Tokens of a batch: how many of its work are done, and how many there are.
+"""BatchTokens: the progress of a batch in tokens, done and in all.
 
-Of what is finished the tokens are known; what is not yet has about as many for each character
-of its source as those of the same model and task have had. So a document of a thousand pages
-counts for what it is, which a number of jobs does not; and of one that runs, the finished parts
-count already.
+The tokens of finished jobs are known; for the others they are estimated by tokens per character in
+results of the same model and task. So a document of a thousand pages counts as much as its work,
+which a count of jobs would not show, and the finished parts of a running document count already.
 """
 
 import time
@@ -28,7 +27,7 @@ TOKENS_PER_CHARACTER = 0.25  # until anything has been measured
 
 @dataclass(frozen=True, slots=True)
 class TokensDone:
-    """finished: of the jobs at their end; total: of all."""
+    """The tokens of finished work, and the total."""
 
     finished: float
     total: float
@@ -36,7 +35,7 @@ class TokensDone:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """The jobs of one model and task that are in one state."""
+    """The jobs of one model and task in one state."""
 
     model: str
     task: str
@@ -48,7 +47,7 @@ class Kind:
 
 @dataclass(frozen=True, slots=True)
 class RunningJob:
-    """A job of which parts are finished."""
+    """A running job with finished parts."""
 
     model: str
     task: str
@@ -57,7 +56,7 @@ class RunningJob:
 
 
 def tokens_done(kinds: Iterable[Kind], running: Iterable[RunningJob] = ()) -> TokensDone:
-    """The tokens of all requests of a batch's jobs, both ways."""
+    """The tokens of all requests of a batch's jobs, prompts and answers."""
     kinds = list(kinds)
     measured = [kind for kind in kinds if kind.state == JobState.SUCCEEDED and kind.num_tokens]
     usual = _ratio(measured)
@@ -79,7 +78,7 @@ def tokens_done(kinds: Iterable[Kind], running: Iterable[RunningJob] = ()) -> To
 
 
 def _ratio(kinds: Iterable[Kind]) -> float | None:
-    """Tokens of a character, in results of these."""
+    """The tokens per character in these results; None without any."""
     kinds = list(kinds)
     num_characters = sum(kind.num_characters for kind in kinds)
     num_tokens = sum(kind.num_tokens or 0 for kind in kinds)
@@ -87,7 +86,7 @@ def _ratio(kinds: Iterable[Kind]) -> float | None:
 
 
 class BatchTokens:
-    """Looks at a batch no oftener than is worth it."""
+    """Queries a batch's progress, at a bounded rate."""
 
     def __init__(self, batch_id: UUID, clock: Callable[[], float] = time.monotonic) -> None:
         self._batch_id = batch_id
@@ -96,7 +95,7 @@ class BatchTokens:
         self._done = TokensDone(0.0, 1.0)
 
     def at(self, is_over: bool) -> TokensDone:
-        """The progress of the batch; is_over: none of its jobs is unfinished."""
+        """The progress of the batch. is_over: whether all of its jobs have ended"""
         now = self._clock()
         if is_over or self._looked_at is None or now - self._looked_at >= POLL_SECONDS:
             self._looked_at = now
@@ -129,5 +128,5 @@ class BatchTokens:
 
 
 def _tokens_of(output: Mapping[str, Any]) -> int:
-    """The tokens of one request, both ways."""
+    """The tokens of one request, prompt and answer."""
     return int(output["prompt_tokens"]) + sum(int(tokens) for _, _, tokens, *_ in output["choices"])

@@ -1,4 +1,4 @@
-"""Coverage drawn: which of a source a result was made from."""
+"""Draws which parts of a source a result covers."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ READ, LEFT_OUT = "#", "."
 
 
 def coverage_lines(coverage: Mapping[str, Any], width: int) -> list[str]:
-    """A sentence, and for a source of several parts, or not read whole, a bar."""
+    """A sentence, and a bar if the source has several parts or was not read whole."""
     num_characters, left_out = coverage["source_characters"], coverage["left_out_characters"]
     parts = "1 part" if coverage["parts"] == 1 else f"{coverage['parts']:,} parts"
     rounds = "1 round" if coverage["rounds"] == 1 else f"{coverage['rounds']:,} rounds"
@@ -25,7 +25,7 @@ def coverage_lines(coverage: Mapping[str, Any], width: int) -> list[str]:
 
 
 def bar(left_out: list[list[int]], num_characters: int, width: int) -> str:
-    """A bar with one mark for each stretch of the source; a stretch with a gap shows it."""
+    """A bar with one mark for each stretch of the source; a stretch with a gap is marked."""
     marks = [READ] * width
     for start, end in left_out:
         for place in range(start * width // num_characters, width):

@@ -1,9 +1,8 @@
-"""Escaping: text of users and models as a terminal may have it.
+"""Escaping: makes texts of users and models safe for a terminal.
 
-Their texts, names and messages go through here on their way to a screen, so
-that none of them moves the cursor, changes the title or turns the line
-around, and so that an encoding of few characters shows every other as an
-escape.
+Their texts, names and messages pass through here before they reach a screen, so that none moves the
+cursor, changes the title or reverses the line, and characters that the encoding lacks become
+escapes.
 """
 
 import codecs
@@ -20,9 +19,9 @@ FALLBACK = "tidemill"  # an error handler, as `backslashreplace` is one
 
 
 def visible(text: str, encoding: str = "utf-8", *, one_line: bool = False) -> str:
-    r"""The text with `\x1b` for what a terminal would obey, and for what it cannot show.
+    r"""The text with escapes such as `\x1b` for control characters and for those it cannot show.
 
-    one_line: newlines and tabs are escaped, too
+    one_line: also escape newlines and tabs
     """
     text = _UNSAFE.sub(_escape, text.replace("\r\n", "\n"))
     if one_line:
@@ -31,7 +30,7 @@ def visible(text: str, encoding: str = "utf-8", *, one_line: bool = False) -> st
 
 
 def json_text(value: Any, encoding: str = "utf-8", *, indent: int | None = None) -> str:
-    """JSON that a terminal can be shown as it is, and that a program reads without loss."""
+    """JSON that is safe for a terminal and that a program parses without loss."""
     text = json.dumps(value, ensure_ascii=not is_unicode(encoding), indent=indent)
     return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 

@@ -1,4 +1,4 @@
-"""A job as a record: what readers pipe into other programs."""
+"""A job as a JSON record, for other programs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
@@ -90,7 +90,7 @@ SIGNAL_FIELDS = ("suspicions", "reasons", *SIGNALS)
 
 
 def record(job: FoundJob, columns: Sequence[str] | None = None) -> dict[str, Any]:
-    """The columns in their order, JSON-able; by default `FIELDS`."""
+    """The columns in order, JSON-able; by default `FIELDS`."""
     fields = {name: COLUMNS[name](job) for name in columns or FIELDS}
     if columns is None and job.alternatives:
         fields["alternatives"] = list(job.alternatives)

@@ -1,4 +1,4 @@
-"""Progress bars: enqueuing, and a batch on its way. Plain lines where there is no terminal."""
+"""Progress bars for enqueuing and for a running batch; plain lines without a terminal."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -40,7 +40,7 @@ STYLES = {
 
 
 class RateColumn(TextColumn):
-    """Tokens a second, of late."""
+    """The recent rate in tokens per second."""
 
     def __init__(self) -> None:
         super().__init__("")
@@ -51,7 +51,7 @@ class RateColumn(TextColumn):
 
 
 class EtaColumn(TimeRemainingColumn):
-    """The time that is left; at the end, the time that the batch took, watched or not."""
+    """The remaining time; at the end, the time that the batch took in all."""
 
     def __init__(self) -> None:
         super().__init__(table_column=Column(no_wrap=True))
@@ -64,7 +64,7 @@ class EtaColumn(TimeRemainingColumn):
 
 
 class EnqueueProgress:
-    """A bar over the source, with how many jobs are kept and how fast."""
+    """A bar over the source, with the number of stored jobs and the rate."""
 
     def __init__(self, name: str, console: Screen = err) -> None:
         self._started = time.monotonic()
@@ -99,7 +99,7 @@ class EnqueueProgress:
         self._progress.stop()
 
     def show(self, num_jobs: int, fraction: float | None) -> None:
-        """fraction: of the source, 0 to 1; None when it is unknown."""
+        """Update the bar. fraction: of the source, 0 to 1; None if unknown"""
         self._progress.update(
             self._bar,
             total=None if fraction is None else 1.0,
@@ -116,10 +116,10 @@ def watch(
     check: Callable[[], None] = lambda: None,
     grows: bool = True,
 ) -> FoundBatch:
-    """Show a batch until its last job is finished; returns it as it then stands.
+    """Show a batch until its last job is finished; returns its final state.
 
-    check: called at every look; raises to end the watching
-    grows: whether an open batch may get further jobs while it is watched
+    check: called at every update; raises to end the watching
+    grows: whether jobs may be added to an open batch meanwhile
     """
     states = _polled_batches(batch, check, grows)
     if _moves(console):
@@ -162,12 +162,12 @@ def _watch_bar(batch: FoundBatch, console: Screen, states: Iterator[FoundBatch])
 
 
 def _moves(console: Screen) -> bool:
-    """Whether a line can be written again."""
+    """Whether the console can rewrite a line."""
     return console.is_terminal and not console.is_dumb_terminal
 
 
 def _short(name: str, console: Screen) -> str:
-    """A name that leaves room for the rest of the line."""
+    """The name, shortened to leave room for the rest of the line."""
     return one_line(name, max(12, console.width // 5)).plain
 
 
@@ -195,12 +195,12 @@ def _watch_lines(batch: FoundBatch, console: Screen, states: Iterator[FoundBatch
 
 
 def is_finished(batch: FoundBatch) -> bool:
-    """Whether nothing more will come of the batch: complete, and every job at its end."""
+    """Whether the batch is complete and all its jobs have ended."""
     return batch.closed_at is not None and batch.num_unfinished == 0
 
 
 def states_in_words(batch: FoundBatch) -> str:
-    """`2 queued, 3 succeeded`, in the order of a job's life."""
+    """The states as `2 queued, 3 succeeded`, in order of a job's life."""
     words = [f"{num:,} {state}" for state in JobState if (num := batch.states.get(state, 0))]
     return ", ".join(words) or "no jobs"
 
@@ -208,7 +208,7 @@ def states_in_words(batch: FoundBatch) -> str:
 def _polled_batches(
     batch: FoundBatch, check: Callable[[], None], grows: bool
 ) -> Iterator[FoundBatch]:
-    """The batch as it stands, again and again, the last time when nothing more will come."""
+    """Yield the batch again and again, for the last time when it is finished."""
     grew, num_jobs = time.monotonic(), batch.num_jobs
     while True:
         yield batch

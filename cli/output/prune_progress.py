@@ -1,4 +1,4 @@
-"""The progress of a pass over old rows: a bar for each kind of them."""
+"""PruneProgress: a progress bar for each kind of row that is pruned."""
 
 from types import TracebackType
 from typing import Self
@@ -12,7 +12,7 @@ from db.upkeep.retention import Retention
 
 
 class PruneProgress:
-    """Bars on a terminal; elsewhere nothing, and what is due is not even counted."""
+    """Bars on a terminal. Elsewhere it shows nothing and does not count the rows that are due."""
 
     def __init__(self, database: Database, retention: Retention, console: Screen = err) -> None:
         self._progress = Progress(

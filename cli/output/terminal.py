@@ -1,4 +1,4 @@
-"""Terminal output: answers on standard output, everything about them on standard error."""
+"""Terminal output: answers on standard output, everything else on standard error."""
 
 import os
 import sys
@@ -19,7 +19,7 @@ ON_ONE_LINE = ("input", "output")  # cut at the edge, so that a job is a line
 
 
 class Screen(Console):
-    """A console that is handed no control character, and none that its encoding lacks."""
+    """A console that never gets a control character, or a character that its encoding lacks."""
 
     def __init__(self, *, stderr: bool = False, width: int | None = None) -> None:
         super().__init__(stderr=stderr, width=width, highlight=False, markup=False, emoji=False)
@@ -32,7 +32,7 @@ class Screen(Console):
 
     @property
     def spinner(self) -> str:
-        """The name of a spinner that the encoding has."""
+        """The name of a spinner whose characters the encoding has."""
         return "dots" if self.is_unicode else "line"
 
     def render_str(self, text: str, **options: Any) -> Text:
@@ -47,12 +47,12 @@ err = Screen(stderr=True)
 
 
 def say(sentence: str) -> None:
-    """An answer for a person to read."""
+    """Print an answer for a person."""
     out.print(sentence, soft_wrap=True)
 
 
 def note(sentence: str) -> None:
-    """Something beside the answer, where a pipe does not carry it off."""
+    """Print a remark on standard error, which a pipe does not carry off."""
     err.print(sentence, soft_wrap=True, style="dim")
 
 
@@ -61,9 +61,9 @@ def warn(sentence: str) -> None:
 
 
 def ask(question: str, *, default: bool = False) -> bool:
-    """Whether the person at the terminal says yes; an interrupt stays one.
+    """Ask a yes-or-no question; an interrupt is raised.
 
-    Nothing of it is on standard output, where an answer may be read by a program.
+    The dialogue is on standard error, since a program may read standard output.
     """
     while True:
         err.print(f"{question} [{'Y/n' if default else 'y/N'}]: ", soft_wrap=True, end="")
@@ -81,12 +81,12 @@ def ask(question: str, *, default: bool = False) -> bool:
 
 
 def write_json(value: Any) -> None:
-    """Print one JSON document on standard output, for a program to read."""
+    """Print one JSON document on standard output."""
     sys.stdout.write(json_text(value, out.encoding, indent=2) + "\n")
 
 
 class LinesTable(Table):
-    """A table whose cells stay on their lines, whatever text they hold."""
+    """A table whose cells stay on one line, whatever text they contain."""
 
     def add_row(self, *cells: RenderableType | None, **options: Any) -> None:
         super().add_row(
@@ -110,17 +110,17 @@ def table(*columns: str, title: str | None = None) -> Table:
 
 
 def print_table(listing: Table, dispensable: Sequence[str] = ()) -> None:
-    """A table as wide as the terminal; in a pipe or file, as wide as it likes to be.
+    """Print a table as wide as the terminal; into a pipe or file, at its natural width.
 
-    dispensable: columns that are left out one by one while it does not fit. Where it
-    never does, every row becomes a paragraph.
+    dispensable: columns that are left out one by one until the table fits. If it never does, every
+                 row becomes a paragraph
     """
     to = out if out.is_terminal or "COLUMNS" in os.environ else Screen(width=PIPE_WIDTH)
     to.print(fitted(listing, to.width, dispensable))
 
 
 def fitted(listing: Table, width: int, dispensable: Sequence[str] = ()) -> RenderableType:
-    """The table as it fits into a width: all of it, without columns, or as paragraphs."""
+    """The table in a form that fits a width: whole, without some columns, or as paragraphs."""
     for header in dispensable:
         if _min_width(listing) <= width:
             break
@@ -141,8 +141,7 @@ def _min_width(listing: Table) -> int:
 
 
 def _cut_long_columns(listing: Table, width: int) -> None:
-    """Share out among the columns of long texts what the others leave; Rich would take from
-    the others first."""
+    """Divide the remaining width among the long columns; Rich would shrink others first."""
     long = [column for column in listing.columns if column.header in ON_ONE_LINE]
     num_free = width - GAP * len(listing.columns)  # Rich counts one at the edge, too
     num_free -= sum(_width(column) for column in listing.columns if column not in long)
@@ -176,7 +175,7 @@ def _cell(cell: RenderableType) -> Text:
 
 
 def inert(text: str) -> Text:
-    """A user's text for the terminal: escape sequences in it stay letters."""
+    """A user's text for the terminal, in which escape sequences are shown as letters."""
     return Text(visible(text, out.encoding))
 
 
@@ -194,7 +193,7 @@ def _of_one_line(text: str) -> Text:
 
 
 def plural(number: int, noun: str) -> str:
-    """`1 job`, `2 jobs`, `3 batches`, `4 entries`."""
+    """A number with its noun: `1 job`, `2 jobs`, `3 batches`, `4 entries`."""
     if number == 1:
         return f"{number:,} {noun}"
     if noun.endswith("ry"):

@@ -1,4 +1,4 @@
-"""`tidemill top` as tables."""
+"""Draws `tidemill top` as tables."""
 
 from datetime import timedelta
 
@@ -46,7 +46,7 @@ def _headline(snapshot: Snapshot) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds as `1:02:03`; a dash where they are unknown."""
+    """Seconds as `1:02:03`; a dash if unknown."""
     return "-" if seconds is None else str(timedelta(seconds=round(seconds)))
 
 

@@ -1,1 +1,1 @@
-"""Processes of this machine: what `tidemill up` starts and stops."""
+"""The stack: the processes on this machine that `tidemill up` starts and stops."""

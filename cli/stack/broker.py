@@ -1,4 +1,4 @@
-"""The broker: whether Redis answers, how it is set up, and how long its queues are."""
+"""The broker: whether Redis answers, its settings, and the lengths of its queues."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from db.connection.url_redaction import masked
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BrokerState:
-    """The state of Redis as it reports it."""
+    """The state that Redis reports."""
 
     version: str
     eviction: str  # noeviction, or a policy under which it drops messages
@@ -37,7 +37,7 @@ TRIAL_KEY = "tidemill.trial"
 
 
 def read_broker(url: str, queues: Iterable[str] = ()) -> BrokerState:
-    """Ask Redis; raises BrokerUnreachable with the reason."""
+    """Query Redis; raises BrokerUnreachable with the reason."""
     try:
         with redis.Redis.from_url(
             url,
@@ -101,7 +101,7 @@ def _faults(info: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _trial_write(client: "redis.Redis") -> tuple[str, ...]:
-    """A key of its own, there for a second at most."""
+    """Write a key that expires within a second; returns the faults."""
     try:
         client.set(TRIAL_KEY, "", px=1000)
     except redis.exceptions.NoPermissionError:

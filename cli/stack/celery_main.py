@@ -1,7 +1,7 @@
-"""`python -P -m cli.stack.celery_main -A tasks worker`: Celery's worker, our packages first.
+"""`python -P -m cli.stack.celery_main -A tasks worker`: Celery's worker, with our packages first.
 
-Celery looks for modules in the folder it is started in before anywhere else.
-Many folders have a `tasks.py` or a `worker` of their own; they come last here.
+Celery searches the folder that it is started in before all others, and many folders have their own
+`tasks.py` or `worker`; here that folder comes last.
 """
 
 import gc

@@ -1,4 +1,4 @@
-"""A child: a process of `tidemill up`, in a group of its own, with its output in a file."""
+"""Child: a process of `tidemill up`, in its own process group, with its output in a file."""
 
 import os
 import signal
@@ -15,14 +15,14 @@ MAX_LOG_BYTES = 10 * 2**20
 
 
 def start(command: Sequence[str], **others: Any) -> "subprocess.Popen[bytes]":
-    """Start a command that ends with this process; others: of `subprocess.Popen`."""
+    """Start a command that ends with this process. others: arguments of `subprocess.Popen`"""
     # -P: nothing in that script's folder can stand in for a module.
     whole = [sys.executable, "-P", die_with_parent.__file__, str(os.getpid()), *command]
     return subprocess.Popen(whole, **others)
 
 
 class Child:
-    """Started once; stopped by a signal to its group, so that its own children go too."""
+    """A process that is started once and stopped by a signal to its group."""
 
     def __init__(
         self,
@@ -63,12 +63,12 @@ class Child:
         return self._process.poll()
 
     def signal(self, number: signal.Signals) -> None:
-        """Signal the process itself, which passes it on to its children."""
+        """Send a signal to the process itself, which passes it on to its children."""
         if self.status is None:
             self._process.send_signal(number)
 
     def wait(self, seconds: float) -> bool:
-        """Whether it ended within the time."""
+        """Wait for the process. Returns whether it ended in time."""
         try:
             self._process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -76,7 +76,7 @@ class Child:
         return True
 
     def kill(self) -> None:
-        """End it and what is left of its group."""
+        """Kill the process and the rest of its group."""
         try:
             os.killpg(self.pid, signal.SIGKILL)
         except ProcessLookupError:
@@ -90,6 +90,6 @@ class Child:
             return log.read()
 
     def last_lines(self) -> str:
-        """The end of what it has written in this run."""
+        """The last lines that it wrote in this run."""
         lines = self.new_output(0).decode(errors="replace").splitlines()
         return "\n".join([line for line in lines if line.strip()][-TAIL_LINES:])

@@ -1,8 +1,8 @@
 """`python die_with_parent.py PARENT COMMAND...` becomes the command, and ends with its parent.
 
-On Linux the kernel sends the command SIGTERM when the process that started it
-dies, however it dies; elsewhere this is only an exec. It is a program of its
-own because between fork and exec no Python may run safely beside threads.
+On Linux the kernel sends the command SIGTERM when the process that started it dies in any way;
+elsewhere this is only an exec. It is a program of its own because in a process with threads no
+Python can run safely between fork and exec.
 """
 
 import os

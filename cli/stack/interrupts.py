@@ -1,4 +1,4 @@
-"""Interrupts: counts how often this process was asked to stop."""
+"""Interrupts: counts the requests to stop this process."""
 
 import signal
 import threading
@@ -7,7 +7,7 @@ from typing import Any, Self
 
 
 class Interrupts:
-    """Counts SIGINT and SIGTERM while it is entered, instead of breaking what runs."""
+    """Counts SIGINT and SIGTERM within its context, instead of interrupting what runs."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -35,12 +35,12 @@ class Interrupts:
         return self.count > 1
 
     def raise_if_any(self) -> None:
-        """Raise KeyboardInterrupt where breaking off is safe."""
+        """Raise KeyboardInterrupt at a point where stopping is safe."""
         if self.count:
             raise KeyboardInterrupt
 
     def wait(self, seconds: float) -> bool:
-        """Whether there was one within the time."""
+        """Wait for an interrupt. Returns whether one came in time."""
         return self._wake.wait(seconds)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:

@@ -1,9 +1,8 @@
-"""A stack: everything that `tidemill up` starts, in order, and stops in the reverse order.
+"""LocalStack: everything that `tidemill up` starts in order, and stops in reverse order.
 
     Valkey -> database -> worker
 
-Embedded where no address is given. What is started is a child of this
-process and does not outlive it.
+Parts without a given address are embedded. Each is a child of this process and does not outlive it.
 """
 
 import fcntl
@@ -36,7 +35,7 @@ OF_EVERY_LINE = ("time", "level", "logger", "event")  # of a log in JSON
 
 
 class LocalStack:
-    """The parts of one data folder. Always: what was started is stopped by `stop`."""
+    """The parts of one data folder. Always: `stop` stops every part that was started."""
 
     def __init__(
         self,
@@ -62,7 +61,7 @@ class LocalStack:
 
     @property
     def environment(self) -> Mapping[str, str]:
-        """The environment variables with which a process finds this stack."""
+        """The environment variables by which a process finds this stack."""
         return {
             "TIDEMILL_REDIS_URL": self.redis_url,
             "TIDEMILL_DATABASE_URL": self.database.url.render_as_string(hide_password=False),
@@ -76,7 +75,7 @@ class LocalStack:
     # --- starting ------------------------------------------------------------------------------
 
     def start_stores(self) -> None:
-        """Take the folder, start Valkey, bring the database to our revision.
+        """Lock the folder, start Valkey, and bring the database to our revision.
 
         Raises AlreadyRunning, PartFailed or DatabaseError.
         """
@@ -94,7 +93,7 @@ class LocalStack:
         self._write(STORES_FILE)
 
     def start_worker(self) -> None:
-        """Begin to load the models; `wait_for_worker` says when that is done."""
+        """Start the worker, which loads the models; `wait_for_worker` waits for that."""
         environment = {**os.environ, **self.environment}
         if self._models is not None:
             environment["TIDEMILL_MODELS"] = self._models
@@ -103,9 +102,9 @@ class LocalStack:
         self._worker = Child(celery_command("tidemill-up"), self.log, environment)
 
     def wait_for_worker(self, go_on: Callable[[], None]) -> None:
-        """Return when the worker takes jobs; raises PartFailed.
+        """Wait until the worker takes jobs; raises PartFailed.
 
-        go_on: called at every look; raises to end the waiting
+        go_on: called at every check; raises to end the waiting
         """
         assert self._worker is not None
         name = f"{socket.gethostname()}:{self._worker.pid}:"
@@ -119,11 +118,11 @@ class LocalStack:
             time.sleep(POLL_SECONDS)
 
     def announce(self) -> None:
-        """Let commands that run in this folder know that jobs are run."""
+        """Tell commands in this folder that jobs are run."""
         self._write(RUN_FILE)
 
     def _write(self, name: str) -> None:
-        """Write down where the parts are; see `db.connection.address`."""
+        """Write the addresses of the parts into a file; see `db.connection.address`."""
         written = {
             "redis_url": self.redis_url,
             "config": str(self._config),
@@ -154,7 +153,7 @@ class LocalStack:
             )
 
     def show_log(self) -> None:
-        """Pass on what the worker has written since the last call."""
+        """Print the worker's new output."""
         if self._worker is not None:
             written = self._worker.new_output(self._num_shown)
             self._num_shown += len(written)
@@ -187,7 +186,7 @@ class LocalStack:
         worker.kill()
 
     def _take_folder(self) -> None:
-        """Hold the folder's lock, which the kernel lets go of when this process dies."""
+        """Lock the folder; the kernel releases the lock when this process dies."""
         self._lock = (self.data_dir / LOCK_FILE).open("a+")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -208,10 +207,10 @@ class LocalStack:
 
 
 def make_private(folder: Path) -> None:
-    """Make a folder, with those above it that are missing, for this user alone.
+    """Make a folder, and its missing parents, for this user alone.
 
-    `mkdir(parents=True)` would leave those above open to others, and one of them may be
-    another stack's folder.
+    `mkdir(parents=True)` would leave the parents open to others, and one of them may be another
+    stack's folder.
     """
     missing = [each for each in (folder, *folder.parents) if not each.exists()]
     for each in reversed(missing):
@@ -219,13 +218,13 @@ def make_private(folder: Path) -> None:
 
 
 def reason_of(last_lines: str) -> str:
-    """Why a worker ended: what it called critical, or else all that it said in the end."""
+    """The reason that a worker ended: its critical log lines, or else its last lines."""
     critical = "\n".join(filter(None, map(critical_event, last_lines.splitlines())))
     return critical or f"\n{last_lines}"
 
 
 def critical_event(line: str) -> str:
-    """The event that a line of a worker's log calls critical, in either format; empty if none."""
+    """The event of a critical log line, in either format; empty for other lines."""
     if not line.startswith("{"):
         return line.partition(" CRITICAL ")[2]
     try:

@@ -1,4 +1,4 @@
-"""Ready: what a command needs of the database before it begins."""
+"""Checks that the database is ready before a command uses it."""
 
 import os
 from pathlib import Path
@@ -13,8 +13,8 @@ from tasks.configuration import settings
 def require_ready() -> Database:
     """The database, reachable and at our revision; raises DatabaseError or SettingsError.
 
-    Says so where it is that of a `tidemill up` that runs no jobs now: reading and
-    keeping need no worker.
+    Prints a note if it belongs to a `tidemill up` that runs no jobs now: reading and submitting
+    need no worker.
     """
     database = settings.database()
     require_current(database)
@@ -41,7 +41,7 @@ def start_command() -> str:
 
 
 def _is_of_up_alone() -> bool:
-    """Whether the database is that of this folder's `up`, which does not run jobs now."""
+    """Whether the database belongs to this folder's `up`, which runs no jobs now."""
     return not is_named(os.environ) and not running_up(os.environ, Path.cwd())
 
 

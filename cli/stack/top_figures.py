@@ -1,4 +1,4 @@
-"""Figures of `tidemill top`: of one moment, and the rates between two."""
+"""The figures of `tidemill top`: at one moment, and the rates between two."""
 
 import time
 from dataclasses import asdict, dataclass
@@ -16,7 +16,7 @@ ANSWER_SECONDS = 1.0  # that the workers have to say what they do
 
 @dataclass(frozen=True, slots=True)
 class TopFigures:
-    """Figures of the database, and the workers' answers through Redis, at a moment."""
+    """Figures of the database, and the workers' reports through Redis, at one moment."""
 
     at: float  # monotonic
     names: tuple[str, ...]  # of the workers that live
@@ -60,7 +60,7 @@ class Snapshot:
 
     @property
     def eta_seconds(self) -> float | None:
-        """Seconds until the backlog is done at this pace; 0: it is empty, None: nothing moves."""
+        """Seconds until the backlog is done at this pace; 0: empty, None: nothing moves."""
         num_tokens = sum(each.num_tokens for each in self.backlog)
         if not num_tokens:
             return 0.0

@@ -1,4 +1,4 @@
-"""A trial: whether disks have room, and whether the database takes a write now."""
+"""Write trial: whether disks have room, and whether the database accepts a write."""
 
 import os
 from collections.abc import Iterable
@@ -44,7 +44,7 @@ class Room:
 
 
 def room_of(folder: Path) -> Room:
-    """Raises OSError where the folder cannot be looked at."""
+    """The free space for a folder. Raises OSError if the folder cannot be read."""
     usage = os.statvfs(folder)
     return Room(
         folder=folder,
@@ -55,7 +55,7 @@ def room_of(folder: Path) -> Room:
 
 
 def rooms_of(folders: Iterable[Path]) -> list[Room]:
-    """The free space of each disk among the folders, in their order."""
+    """The free space of each disk among the folders, in order."""
     disks: dict[int, Room] = {}
     for folder in folders:
         try:
@@ -68,10 +68,10 @@ def rooms_of(folders: Iterable[Path]) -> list[Room]:
 
 
 def write_fault(database: Database) -> str | None:
-    """Why the database takes no write now; None when it does.
+    """The reason that the database accepts no write now; None if it does.
 
-    Writes a mebibyte within a transaction that is rolled back. SQLite keeps what
-    is not committed in memory, unless its cache is smaller than that.
+    It writes a mebibyte in a transaction that is rolled back. SQLite keeps uncommitted data in
+    memory unless its cache is smaller than that.
     """
     try:
         _write_and_roll_back(database)

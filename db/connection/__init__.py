@@ -1,1 +1,1 @@
-"""The connection: where the database is, how its address is written, who else has it open."""
+"""The connection: the database's address, its redaction, and other users of an SQLite file."""

@@ -1,9 +1,8 @@
-"""Addresses of the database and Redis: in the environment, or from this folder's `tidemill up`.
+"""Addresses of the database and Redis: from the environment, or from this folder's `tidemill up`.
 
-`tidemill up` writes into its data folder where its parts are: `stores.json` as
-soon as the database can be used, for good, and `run.json` as long as it runs
-jobs. Everything started in the same folder finds it without settings, and what
-was kept can be read, and more of it kept, when nothing runs.
+`tidemill up` writes the addresses of its parts into its data folder: `stores.json` once the
+database can be used, for good, and `run.json` while it runs jobs. Commands in the same folder need
+no settings, and can read and submit jobs even while nothing runs.
 """
 
 import json
@@ -23,7 +22,7 @@ CONFIG_FILE = "tidemill.toml"
 
 
 class AddressUnknown(Exception):
-    """No setting gives the service's address; the message names the ways to give it."""
+    """No setting gives the service's address; the message names the possible settings."""
 
 
 def data_dir(environment: Mapping[str, str], folder: Path) -> Path:
@@ -31,24 +30,24 @@ def data_dir(environment: Mapping[str, str], folder: Path) -> Path:
 
 
 def running_up(environment: Mapping[str, str], folder: Path) -> dict[str, str]:
-    """The `run.json` that a running `tidemill up` wrote; empty when none runs in this folder."""
+    """The `run.json` of a running `tidemill up` in this folder; empty if none is running."""
     written = _written(data_dir(environment, folder) / RUN_FILE)
     return written if _lives(written.get("pid", "")) else {}
 
 
 def killed_up(environment: Mapping[str, str], folder: Path) -> dict[str, str]:
-    """The `run.json` of a `tidemill up` that was killed before it could remove it; else empty."""
+    """The `run.json` that a killed `tidemill up` could not remove; else empty."""
     written = _written(data_dir(environment, folder) / RUN_FILE)
     return {} if _lives(written.get("pid", "")) else written
 
 
 def last_up(environment: Mapping[str, str], folder: Path) -> dict[str, str]:
-    """The addresses that the running `tidemill up`, or else the last one, wrote down."""
+    """The addresses of the running `tidemill up`, or else of the last one."""
     return running_up(environment, folder) or _written(data_dir(environment, folder) / STORES_FILE)
 
 
 def is_starting(environment: Mapping[str, str], folder: Path) -> bool:
-    """Whether the last `tidemill up` still lives, without running jobs: it loads, or it stops."""
+    """Whether the last `tidemill up` is alive but runs no jobs: it is loading or stopping."""
     pid = last_up(environment, folder).get("pid", "")
     return pid.isdigit() and not running_up(environment, folder) and _lives(pid)
 
@@ -60,7 +59,7 @@ def config_file(environment: Mapping[str, str], folder: Path) -> Path:
     own = folder / CONFIG_FILE
     last = last_up(environment, folder).get("config")
     lives = running_up(environment, folder) or is_starting(environment, folder)
-    # Where none runs, the folder's own goes before what was used here last.
+    # If no stack runs, the folder's own configuration goes before the one that was used here last.
     return Path(last) if last and (lives or not own.is_file()) else own
 
 
@@ -70,11 +69,11 @@ def database_url(environment: Mapping[str, str], folder: Path) -> str:
 
 
 def database_address(environment: Mapping[str, str], folder: Path) -> str | URL:
-    """The URL from the environment, or that of the data folder's own database."""
+    """The database URL from the environment, or that of the data folder's own database."""
     named = environment.get("TIDEMILL_DATABASE_URL")
     if address := named or last_up(environment, folder).get("database_url"):
         return address
-    # By where it is now, for a folder may be moved.
+    # The path is built from the folder's present place, since a folder may be moved.
     file = data_dir(environment, folder) / DATABASE_FILE
     if file.is_file():
         return file_url(Path(os.path.abspath(file)))
@@ -82,13 +81,15 @@ def database_address(environment: Mapping[str, str], folder: Path) -> str | URL:
 
 
 def is_named(environment: Mapping[str, str]) -> bool:
-    """Whether the environment says where the database is."""
+    """Whether the environment names a database."""
     return bool(environment.get("TIDEMILL_DATABASE_URL"))
 
 
 def redis_url(environment: Mapping[str, str], folder: Path) -> str:
-    """The URL of Redis; with no `up` running that of the last one, where a job is kept but not
-    published."""
+    """The URL of Redis.
+
+    If no `up` is running, this is the last one's: a job is then stored but not published.
+    """
     named = environment.get("TIDEMILL_REDIS_URL")
     address = named or last_up(environment, folder).get("redis_url")
     if not address:
@@ -97,13 +98,13 @@ def redis_url(environment: Mapping[str, str], folder: Path) -> str:
 
 
 def _lives(pid: str) -> bool:
-    """Whether a process lives; one whose id is not known counts as alive."""
+    """Whether a process is alive; one with an unknown id counts as alive."""
     try:
         os.kill(int(pid), 0)
     except ProcessLookupError:
         return False
     except (OSError, ValueError, OverflowError):
-        pass  # another user's, so it lives; or no id at all
+        pass  # the process is another user's, so it lives; or the id is not valid
     return True
 
 

@@ -1,4 +1,4 @@
-"""The database's URL: read once, and refused in a sentence that shows no password."""
+"""The database URL: parsed once; errors show no password."""
 
 import os
 import re
@@ -22,7 +22,7 @@ DRIVERS = {
 
 
 def read_database_url(text: str) -> URL:
-    """The URL, with a file's path made absolute; raises DatabaseUrlInvalid."""
+    """Parse the URL and make a file's path absolute; raises DatabaseUrlInvalid."""
     _refuse_outside(text)
     scheme, separator, rest = text.partition("://")
     if not separator:
@@ -47,9 +47,9 @@ def read_database_url(text: str) -> URL:
 
 
 def file_url(path: Path) -> URL:
-    """The URL of an SQLite file; raises DatabaseUrlInvalid where no URL can name it.
+    """The URL of an SQLite file; raises DatabaseUrlInvalid if no URL can name it.
 
-    A path is never pasted into a URL, where some of its characters mean something else.
+    A path is never pasted into a URL, in which some of its characters have a meaning.
     """
     try:
         str(path).encode()
@@ -93,7 +93,7 @@ def _sqlite(text: str, rest: str) -> URL:
             f"the database URL {masked(text)} names no file; a database in memory would end "
             "with each command"
         )
-    # Relative to here, and not to wherever a process that is handed the URL is started.
+    # The path is resolved here: a child process that gets the URL may start in another folder.
     return URL.create("sqlite", database=os.path.abspath(path))
 
 

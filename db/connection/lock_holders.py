@@ -1,7 +1,7 @@
-"""Lock holders: which processes have an SQLite file open, and which of them writes.
+"""Lock holders: finds the processes that have an SQLite file open, and the one that writes.
 
-SQLite says `database is locked` and nothing of whom it waited for. Linux says
-which processes have a file open, and mostly which of them holds a lock on it.
+SQLite says `database is locked` but not by whom. Linux knows which processes have a file open, and
+mostly which of them hold a lock on it.
 """
 
 import os
@@ -51,12 +51,12 @@ def _identities(path: str) -> set[tuple[int, int]]:
 def _open_in(files: set[tuple[int, int]]) -> Iterator[tuple[int, str]]:
     """The processes that have one of the files open, with the names of their programs.
 
-    Not their command lines: users' texts may stand in those.
+    Command lines are left out, since they may contain users' texts.
     """
     for process in PROC.iterdir():
         if not process.name.isdigit():
             continue
-        with suppress(OSError):  # it has ended, or is another user's
+        with suppress(OSError):  # the process has ended, or is another user's
             if any(_identity(entry) in files for entry in (process / "fd").iterdir()):
                 yield int(process.name), (process / "comm").read_text().strip()
 
@@ -69,13 +69,12 @@ def _identity(entry: Path) -> tuple[int, int] | None:
 
 
 def _lock_pids(files: set[tuple[int, int]]) -> set[int]:
-    """The processes that hold a write lock on one of the files; empty where the system does not
-    say."""
+    """The processes with a write lock on one of the files; empty if the system does not tell."""
     inodes = {str(inode) for _, inode in files}
     pids = set()
     with suppress(OSError):
         for line in (PROC / "locks").read_text().splitlines():
-            # 1: POSIX  ADVISORY  WRITE 4242 fe:01:917 120 120
+            # a line: `1: POSIX  ADVISORY  WRITE 4242 fe:01:917 120 120`
             words = line.replace("->", "").split()
             if len(words) >= 6 and words[3] == "WRITE" and words[5].split(":")[-1] in inodes:
                 pids.add(int(words[4]))

@@ -1,15 +1,14 @@
-"""Redaction: a URL as it may be shown, whatever was written into it.
+"""Redaction: shows a URL without its secrets, even if it cannot be parsed.
 
-An address that cannot be read is the likeliest to have its password in an odd
-place, so nothing here relies on reading it: what is known to be harmless is
-shown, and the rest is `***`.
+An invalid address is the most likely to have its password in an odd place, so nothing here relies
+on parsing it: known harmless parts are shown, and the rest is `***`.
 """
 
 import re
 from urllib.parse import unquote
 
 MASK = "***"
-# Values of these are no secrets. Any other parameter's may be: there are many names for one.
+# The values of these parameters are not secret. Any other may be: passwords have many names.
 HARMLESS = frozenset(
     {
         "application_name",
@@ -60,7 +59,7 @@ _HOST = re.compile(
 
 
 def masked(address: str) -> str:
-    """The address with everything masked that may be a secret; never raises."""
+    """The address with everything masked that may be secret; never raises."""
     address = address.strip()
     return "".join(c if c.isprintable() else "?" for c in _masked(address))
 
@@ -74,7 +73,7 @@ def _masked(address: str) -> str:
         return _without_scheme(address)
     begin, rest = scheme.group(), address[scheme.end() :]
     if begin.lower().startswith("sqlite") and "///" in begin:
-        # Nobody signs in to a file, whose path may have any character in it.
+        # A file has no password, and its path may contain any character.
         before, query = _split_query(rest, known_only=False)
         return begin + before + query
     before, query = _split_query(rest, known_only=True)
@@ -89,13 +88,13 @@ def _masked(address: str) -> str:
 
 
 def _split_query(rest: str, *, known_only: bool) -> tuple[str, str]:
-    """The address before its parameters, and the parameters with their values masked.
+    """The address before its parameters, and the parameters with masked values.
 
-    known_only: a password may have a `?` in it, so what follows an unknown
-    name or precedes an `@` is no query
+    known_only: a password may contain a `?`, so text after an unknown name or before an `@` is not
+                taken as a query
     """
     match = _QUERY.search(rest)
-    # The pattern finds the last `?` only where values have none.
+    # The pattern finds the last `?` only if no value contains one.
     if match is None:
         before, mark, _ = rest.partition("?")
         return (rest, "") if known_only and "@" in rest else (before, f"?{MASK}" if mark else "")
@@ -113,7 +112,7 @@ def _split_query(rest: str, *, known_only: bool) -> tuple[str, str]:
 
 
 def _place(place: str, scheme: str) -> str:
-    """Host, port and path; masked where the rest of a password may stand there instead."""
+    """Host, port and path; masked if they may contain the rest of a password."""
     place, hash_mark, _ = place.partition("#")
     match = _HOST.fullmatch(place)
     end = f"#{MASK}" if hash_mark else ""

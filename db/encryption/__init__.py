@@ -1,1 +1,1 @@
-"""Encryption of texts at rest: the keys, the columns that are sealed, and the change of keys."""
+"""Encryption of texts at rest: keys, encrypted columns and key rotation."""

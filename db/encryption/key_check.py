@@ -1,6 +1,8 @@
-"""The key check: a process without the keys of the newest texts ends, or is refused, before it
-begins. A producer without them would write in clear what others encrypt, and a worker with other
-keys of their names would fail every job."""
+"""Key check: a process that lacks the keys of the newest texts is refused before it starts.
+
+A producer without keys would store in clear what others encrypt, and a worker with wrong keys of
+the same names would fail every job.
+"""
 
 from weakref import WeakSet
 
@@ -11,14 +13,14 @@ from db.encryption.sealed import SealedJSON, row_key
 from db.models import Payload
 from db.session import Database
 
-NEWEST = 20  # looked at, for the last may be one that a process without keys has written
-FEW = 3  # fewer that do not open may have been changed in the database
+NEWEST = 20  # values that are tried, since a process without keys may have written the last
+FEW = 3  # fewer values that do not open may have been changed in the database
 
 _checked: WeakSet[Database] = WeakSet()
 
 
 def require_keys(database: Database) -> None:
-    """Raise KeysUnusable where this process lacks a key of the texts that were sent last."""
+    """Raise KeysUnusable if this process lacks a key of the most recent texts."""
     keys = database.keys
     contract = Payload.__table__.c.contract
     newest = (
@@ -28,7 +30,7 @@ def require_keys(database: Database) -> None:
         .limit(NEWEST)
     )
     with database.read() as session:
-        rows = session.execute(newest).all()  # without keys a sealed one raises
+        rows = session.execute(newest).all()  # a sealed value raises if there are no keys
     if keys is None:
         return
     num_opened: dict[str, int] = {}
@@ -47,7 +49,7 @@ def require_keys(database: Database) -> None:
 
 
 def _opens(stored: str, key: str, keys: KeyRing) -> tuple[str | None, bool]:
-    """The name of the key of a stored text, None for a plain one, and whether it opens."""
+    """The key's name of a stored text, None for a plain one, and whether it can be decrypted."""
     type_ = Payload.__table__.c.contract.type
     assert isinstance(type_, SealedJSON)
     try:
@@ -64,7 +66,7 @@ def _opens(stored: str, key: str, keys: KeyRing) -> tuple[str | None, bool]:
 
 
 def require_keys_once(database: Database) -> None:
-    """The same before the first text that this process writes; later calls cost nothing."""
+    """Check the keys before this process writes its first text; later calls cost nothing."""
     if database not in _checked:
         require_keys(database)
         _checked.add(database)

@@ -1,13 +1,12 @@
-"""Encryption of texts at rest: a ring of keys, and what a key makes of a value.
+"""Key ring: the encryption keys of a process, and encryption of single values.
 
-A sealed value is `tm1$KEY$` and, in base64, a random nonce of 96 bits and what AES-256-GCM made
-of the plain bytes. The place that it belongs to (table, column, row) is authenticated with it:
-in another place it does not open.
+A sealed value is `tm1$KEY$` and, in base64, a random nonce of 96 bits and the AES-256-GCM
+ciphertext of the plain bytes. Its place (table, column, row) is authenticated with it: a value that
+is moved to another place cannot be opened.
 
-The keys are in the environment: `TIDEMILL_KEYS`, or in the file that `TIDEMILL_KEYS_FILE` names;
-where it has neither, [encryption] says where they are (`db/encryption/settings.py`).
-A key is `NAME:BASE64` of 32 bytes; they are separated by commas or line breaks. The first seals,
-all of them open.
+The keys are in the environment variable `TIDEMILL_KEYS`, or in the file that `TIDEMILL_KEYS_FILE`
+names; without either, [encryption] says where they are (`db/encryption/settings.py`). A key is
+`NAME:BASE64` of 32 bytes; commas or line breaks separate keys. The first one seals, all can open.
 """
 
 import base64
@@ -30,7 +29,7 @@ NAME = re.compile(r"[A-Za-z0-9_-]{1,32}")
 
 
 class EncryptionError(DatabaseError):
-    """A text cannot be sealed or opened; the message says what to do, and holds nothing of it."""
+    """A text cannot be sealed or opened; the message says what to do and quotes no text."""
 
 
 class KeysUnusable(EncryptionError):
@@ -38,12 +37,12 @@ class KeysUnusable(EncryptionError):
 
 
 class Unopenable(EncryptionError):
-    """A value was changed, or is not where it was sealed for."""
+    """A value was changed, or moved from the place that it was sealed for."""
 
 
 @dataclass(frozen=True, slots=True)
 class KeyRing:
-    """Keys by their names; the first is the one that seals."""
+    """Keys by name; the first one seals."""
 
     keys: Mapping[str, bytes] = field(repr=False)
     _ciphers: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
@@ -59,7 +58,7 @@ class KeyRing:
         return f"{MARK}{name}${b2a_base64(nonce + sealed, newline=False).decode()}"
 
     def open(self, name: str, sealed: str, place: str) -> bytes:
-        """The plain bytes of what follows the name of the key in a sealed value."""
+        """Decrypt the part of a sealed value after the key's name."""
         from cryptography.exceptions import InvalidTag
 
         if name not in self.keys:
@@ -68,7 +67,7 @@ class KeyRing:
                 f"{', '.join(self.keys)}; add it to TIDEMILL_KEYS or the file of TIDEMILL_KEYS_FILE"
             )
         try:
-            data = a2b_base64(sealed)  # of whatever somebody made of it
+            data = a2b_base64(sealed)  # may raise: the value may have been changed
             plain: bytes = self._cipher(name).decrypt(
                 data[:NONCE_BYTES], data[NONCE_BYTES:], _associated(name, place)
             )
@@ -80,7 +79,7 @@ class KeyRing:
         return plain
 
     def fingerprint(self, data: bytes) -> bytes:
-        """An HMAC-SHA256 under a key derived from the primary; without it, it reveals nothing."""
+        """An HMAC-SHA256 under a key derived from the first; without it, it reveals nothing."""
         digest = hmac.digest(self.keys[self.primary], b"tidemill fingerprint", hashlib.sha256)
         return hmac.digest(digest, data, hashlib.sha256)
 
@@ -98,7 +97,7 @@ class KeyRing:
 
     @classmethod
     def parse(cls, text: str, source: str) -> Self:
-        """Read keys, the first of which seals; raises KeysUnusable naming the line, not the key."""
+        """Parse keys; raises KeysUnusable with the number of the faulty line, never a key."""
         keys: dict[str, bytes] = {}
         for number, line in enumerate(re.split(r"[\n,]", text), start=1):
             if not line.strip() or line.strip().startswith("#"):

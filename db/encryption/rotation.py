@@ -1,8 +1,8 @@
-"""Rotation: texts that other keys sealed, or none, are sealed with the first key of the ring.
+"""Rotation: seals values again that are plain or sealed with an older key.
 
-Rows are found and written some at a time while jobs run. Each is written only where it still is
-what was read, so that whatever changed meanwhile stays. A worker whose ring does not have the
-new key first goes on sealing with the old one: what it wrote behind the pass the next one finds.
+Rows are read and written in small groups while jobs run. A row is written only if its value has not
+changed since it was read. A worker whose ring does not have the new key first keeps sealing with
+the old one; the next pass finds the values that it wrote behind this one.
 """
 
 import logging
@@ -34,14 +34,14 @@ from db.session import Database
 
 log = logging.getLogger(__name__)
 
-ROWS = 100  # of one transaction
-SHARE = 0.1  # of its time in which a pass works
+ROWS = 100  # rows per transaction
+SHARE = 0.1  # the part of its time in which a pass works
 EMPTY = ("", "{}", "[]", "null")
 
 
 @dataclass(frozen=True, slots=True)
 class SealedColumn:
-    """A column that is sealed, and how its stored value is read and compared as it is."""
+    """An encrypted column, and how to read and compare its stored value."""
 
     column: Column[Any]
 
@@ -75,7 +75,7 @@ class SealedColumn:
 
     @property
     def is_text(self) -> ColumnElement[bool]:
-        """Whether there is anything to seal."""
+        """Whether there is a text to seal."""
         if isinstance(self.type, SealedBytes):
             return func.length(self.stored) > 0
         return self.column.is_not(None) & self.stored.not_in(EMPTY)
@@ -91,8 +91,7 @@ def sealed_columns() -> list[SealedColumn]:
 
 
 def values_by_key(database: Database, keys: KeyRing | None) -> dict[str, dict[str, int]]:
-    """The number of values of each column by sealing key; "" counts plain values, "?" those of keys
-    that are not in the ring."""
+    """The number of values of each column by key; "" counts plain, "?" unknown ones."""
     num_by_column = {}
     for column in sealed_columns():
         counts = [func.count().filter(column.by(name)) for name in (keys.keys if keys else ())]
@@ -106,7 +105,7 @@ def values_by_key(database: Database, keys: KeyRing | None) -> dict[str, dict[st
 
 
 def _is_sealed(column: SealedColumn) -> ColumnElement[bool]:
-    """Whether it is sealed by any key; a plain text that looks so has a mark of its own."""
+    """Whether any key has sealed it; a plain text that looks sealed carries a mark."""
     if isinstance(column.type, SealedBytes):
         start = func.substr(column.stored, 1, len(MARK) + 1)
         return (func.substr(start, 1, len(MARK)) == MARK.encode()) & (start != f"{MARK}$".encode())
@@ -125,7 +124,7 @@ def rotate(
 ) -> dict[str, int]:
     """Seal every value that the first key did not seal; returns their number by column.
 
-    As `db.upkeep.pruning.prune` it can be ended at any time, and told what to do between two parts.
+    The callbacks are those of `db.upkeep.pruning.prune`.
     """
     keys = database.keys
     if keys is None:
@@ -134,7 +133,7 @@ def rotate(
             "`tidemill keys generate` makes one"
         )
     sealed = {column.name: 0 for column in sealed_columns()}
-    with database.write() as session:  # before it begins: it may be ended
+    with database.write() as session:  # recorded first: the pass may be stopped at any time
         audit.append(session, audit.Act.ROTATE_KEYS, {"to": keys.primary})
     for column in sealed_columns():
         for num, seconds in _rotated(database, column, keys):
@@ -149,7 +148,7 @@ def rotate(
 def _rotated(
     database: Database, column: SealedColumn, keys: KeyRing
 ) -> Iterator[tuple[int, float]]:
-    """The number of values sealed in each transaction, and the seconds it took."""
+    """Yield the number of values sealed in each transaction, and its seconds."""
     after: tuple[Any, ...] | None = None
     write = (
         update(column.column.table)
@@ -168,7 +167,7 @@ def _rotated(
             try:
                 value = column.type.open(_loaded(column, stored), row_key(key), keys)
             except (Unopenable, ValueError):
-                # Somebody changed it: no reason to leave the rest to an old key.
+                # The value was changed in the database; the others are rotated all the same.
                 log.error("text does not open", extra={"column": column.name})
                 continue
             values.append(

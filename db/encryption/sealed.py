@@ -1,16 +1,16 @@
-"""Column types that seal their values where there are keys, and open them for readers.
+"""Sealed column types: encrypt values when there are keys, and decrypt them for readers.
 
-A type never sees the row of its value, and the row is a part of what is authenticated. So the
-row comes to it from both sides:
+A column type does not see the row of its value, but the row is authenticated. So the row's key
+comes from both sides:
 
-- *Written*: `seal_inserts` looks at each insert of an engine and hands every value over with
-  the key of its row (`Placed`). With keys, a value that comes without one is refused, so no
-  statement can forget to; an empty value holds no text and is left as it is.
-- *Read*: the type's column expression asks the database for the key of the row along with the
-  value, in one text, and the value opens only with it.
+- *Writing*: `seal_inserts` inspects each insert of an engine and passes every value together with
+  the key of its row (`Placed`). With keys, a value without one is refused, so no statement can
+  forget it; an empty value contains no text and stays as it is.
+- *Reading*: the type's column expression selects the key of the row and the value as one text, and
+  the value can be opened only with it.
 
-Without keys the statements are what they would be without all this, but that a value which
-looks sealed is marked as plain, so that nobody can write one.
+Without keys the statements are unchanged, except that a plain value that looks sealed is marked as
+plain, so that nobody can forge one.
 """
 
 import json
@@ -37,11 +37,11 @@ from db.encryption.key_ring import (
     Unopenable,
 )
 
-PLAIN = f"{MARK}$plain$"  # before a plain text that begins like a sealed one: no key has no name
+PLAIN = f"{MARK}$plain$"  # before a plain text that begins with MARK; no key is named `plain`
 
 
 class SealedValue(str):
-    """A sealed value, which holds nothing that JSON would escape."""
+    """A sealed value, which contains no character that JSON would escape."""
 
     __slots__ = ()
 
@@ -50,20 +50,20 @@ _encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def to_json(value: Any) -> str:
-    """A value of a column as JSON; a sealed one, which is long, is not searched for escapes."""
+    """A column's value as JSON; a sealed one, which is long, is not searched for escapes."""
     return f'"{value}"' if type(value) is SealedValue else json.dumps(value)
 
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """A value and the key of the row that it is written to."""
+    """A value and the key of its row."""
 
     value: Any
     row_key: str
 
 
 def row_key(values: Iterable[Any]) -> str:
-    """The key of a row as it is authenticated, whatever the database makes of it."""
+    """The key of a row as it is authenticated, in a form that does not depend on the database."""
     return "/".join(_part(value) for value in values)
 
 
@@ -78,8 +78,10 @@ _passed_over: ContextVar[list[str] | None] = ContextVar("passed_over", default=N
 
 @contextmanager
 def passing_over_unopenable() -> Iterator[list[str]]:
-    """Within it a text that does not open is read as None, and its place is added to the list:
-    for those who must go on to the next. Everybody else gets the error."""
+    """Read unopenable texts as None within this context, and add their places to the list.
+
+    This is for readers that must continue with the next row; all others get the error.
+    """
     places: list[str] = []
     token = _passed_over.set(places)
     try:
@@ -93,15 +95,15 @@ def keys_of(dialect: Dialect) -> KeyRing | None:
 
 
 class SealedType(TypeDecorator[Any]):
-    """A column whose values are sealed for their place."""
+    """A column type with encrypted values."""
 
     impl: Any = Text
     impl_options: Mapping[str, Any] = {}
-    mark: Any = MARK  # that a sealed value begins with, as the column has it
+    mark: Any = MARK  # the beginning of a sealed value, in the column's type
     cache_ok = True
 
     def __init__(self, table: str, column: str, key: tuple[str, ...] = ("job_id",)) -> None:
-        """key: the columns that say which row it is, in the order of `row_key`"""
+        """key: the columns that identify the row, in the order of `row_key`"""
         super().__init__(**self.impl_options)
         self.table, self.column, self.key = table, column, key
 
@@ -112,19 +114,19 @@ class SealedType(TypeDecorator[Any]):
         raise NotImplementedError
 
     def as_stored(self, sealed: str) -> Any:
-        """A sealed value as the column takes it."""
+        """A sealed value in the column's type."""
         return SealedValue(sealed)
 
     def as_plain(self, value: Any) -> Any:
-        """A value as the column takes it without keys."""
+        """A value in the column's type, without keys."""
         return value
 
     def from_text(self, text: str) -> Any:
-        """The column's value out of its text, as the database writes it."""
+        """Parse the column's value from the text form of the database."""
         return text
 
     def sealed_in(self, stored: Any) -> tuple[str, str] | None:
-        """The name of the key and the rest of a value that is sealed; None for a plain one."""
+        """The key's name and the rest of a sealed value; None for a plain one."""
         if not isinstance(stored, str) or not stored.startswith(MARK):
             return None
         name, found, rest = stored[len(MARK) :].partition("$")
@@ -146,7 +148,7 @@ class SealedType(TypeDecorator[Any]):
         return lambda value: of_impl(to_column(value))
 
     def _to_column(self, keys: KeyRing | None) -> Callable[[Any], Any] | None:
-        """Makes of a value what is stored; None where that is the value itself."""
+        """Return the conversion of a value to its stored form; None if none is needed."""
         if keys is None:
             return None if type(self).as_plain is SealedType.as_plain else self.as_plain
 
@@ -190,7 +192,7 @@ class SealedType(TypeDecorator[Any]):
         return plain
 
     def read(self, text: str, keys: KeyRing) -> Any:
-        """The value of `key:value`, as `with_row_key` asks for it."""
+        """Open the value of `key:value`, as `with_row_key` selects it."""
         key, _, rest = text.partition(":")
         key = key.replace("-", "").lower()
         try:
@@ -234,7 +236,7 @@ class SealedText(SealedType):
 
 
 class SealedJSON(SealedType):
-    """An object or a list: a text in its place is sealed, and never a user's."""
+    """A JSON object or list; a stored string is a sealed one, never a user's."""
 
     impl = JSON
     impl_options = {"none_as_null": True}  # noqa: RUF012  (None is SQL's NULL, never JSON's)
@@ -252,7 +254,7 @@ class SealedJSON(SealedType):
         return json.loads(plain)
 
     def from_text(self, text: str) -> Any:
-        # One that is sealed is long and needs no parser.
+        # A sealed value is long and needs no parser.
         is_sealed = text.startswith(f'"{MARK}') and text.endswith('"') and "\\" not in text
         return text[1:-1] if is_sealed else json.loads(text)
 
@@ -289,13 +291,13 @@ class SealedBytes(SealedType):
 
 
 class with_row_key(FunctionElement[Any]):
-    """A column; with keys, `key:value` as one text, so that neither comes without the other."""
+    """A column expression; with keys, `key:value` as one text, so that both come together."""
 
     name = "with_row_key"
     inherit_cache = True
 
     def __init__(self, type_: SealedType, column: Any, *keys: Any) -> None:
-        # Compiled as it is: the column's own expression would be this one again.
+        # The bare column is compiled: the type's column expression would recurse.
         super().__init__(column, *keys)
         self.type = type_
 
@@ -325,7 +327,7 @@ def _hex(column: str, is_postgresql: bool) -> str:
 
 
 def seal_inserts(engine: Engine, keys: KeyRing) -> None:
-    """Let whatever is inserted through this engine be sealed with these keys."""
+    """Seal everything that is inserted through this engine with these keys."""
     dialect: Any = engine.dialect
     dialect.tidemill_keys = keys
 

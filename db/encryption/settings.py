@@ -1,4 +1,4 @@
-"""The [encryption] table of `tidemill.toml`: where the keys are that no variable names.
+"""Encryption settings: the [encryption] table of `tidemill.toml`, which says where the keys are.
 
 [encryption]
 keys_file = "/etc/tidemill/keys"        # or
@@ -17,9 +17,9 @@ SETTINGS = ("keys_file", "keys_variable")
 
 
 def configured_keys(environment: Mapping[str, str], folder: Path) -> KeyRing | None:
-    """The keys of the table; None where there is none. Raises KeysUnusable.
+    """The keys that the table names; None without the table. Raises KeysUnusable.
 
-    A table that names keys which are not there is no reason to go on without.
+    If the named keys do not exist, this raises; texts are never left unencrypted instead.
     """
     path = config_file(environment, folder)
     file, variable = _table(path)
@@ -33,7 +33,7 @@ def configured_keys(environment: Mapping[str, str], folder: Path) -> KeyRing | N
 
 
 def keys_file(environment: Mapping[str, str], folder: Path) -> Path | None:
-    """The file that keys come from; None where it is none. Raises KeysUnusable."""
+    """The file with the keys; None if the keys are elsewhere. Raises KeysUnusable."""
     if environment.get("TIDEMILL_KEYS"):
         return None
     if file := environment.get("TIDEMILL_KEYS_FILE"):
@@ -42,16 +42,16 @@ def keys_file(environment: Mapping[str, str], folder: Path) -> Path | None:
 
 
 def keys_variable(environment: Mapping[str, str], folder: Path) -> str | None:
-    """The variable of the table's that holds keys. Raises KeysUnusable."""
+    """The environment variable that the table names for keys. Raises KeysUnusable."""
     return _table(config_file(environment, folder))[1]
 
 
 def _table(path: Path) -> tuple[Path | None, str | None]:
-    """The file and the variable of a configuration's table; at most one is there."""
+    """The file and the variable in a configuration's table; at most one is set."""
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8")).get("encryption")
     except (OSError, ValueError):
-        return None, None  # whoever needs the file says what is wrong with it
+        return None, None  # the code that needs the file reports the error
     if table is None:
         return None, None
     file, variable = _read(path, table)

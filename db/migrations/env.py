@@ -1,4 +1,4 @@
-"""Runs migrations on the connection that `db.schema` hands over."""
+"""Runs migrations on the connection that `db.schema` provides."""
 
 from alembic import context
 
@@ -8,7 +8,7 @@ connection = context.config.attributes["connection"]
 context.configure(
     connection=connection,
     target_metadata=Base.metadata,
-    render_as_batch=True,  # SQLite alters a table by making it anew
+    render_as_batch=True,  # SQLite alters a table by rebuilding it
     compare_type=True,
 )
 with context.begin_transaction():

@@ -1,4 +1,4 @@
-"""The audit: its chain goes on, and is read."""
+"""Statements of the audit: append to its chain, and read it."""
 
 import json
 import sqlite3
@@ -37,7 +37,7 @@ CHAIN = "audit"
 
 
 class sha256_hex(FunctionElement[str]):
-    """The SHA-256 of a text, in hexadecimal digits; on SQLite it is a function of db.session."""
+    """The SHA-256 of a text, in hexadecimal digits; on SQLite db.session defines it."""
 
     type = String(64)
     name = "sha256_hex"
@@ -51,11 +51,11 @@ def _postgresql(element: sha256_hex, compiler: SQLCompiler, **kw: Any) -> str:
 
 
 def append_entry(connection: Connection, content: str, row: Mapping[str, Any]) -> bool:
-    """Append an entry to the chain; False where none was begun.
+    """Append an entry to the chain; False if no chain was started.
 
-    Whoever comes meanwhile waits for the commit. The hash is computed in the database, for to
-    read the last one and to compute here would be a way more under that lock. Every submit
-    does this, so the statements are the bare tables' and built once.
+    Concurrent appends wait for the commit. The database computes the hash, since reading the last
+    one and computing here would take another round trip under that lock. Every submit does this, so
+    the statements use the bare tables and are built once.
     """
     if connection.dialect.name == "postgresql":
         appended = connection.execute(_append_at_once(), {**row, "content": content})
@@ -75,8 +75,10 @@ VALUES (?, ?, ?, ?, ?, ?, ?)
 
 
 def _append_on_sqlite(connection: Connection, content: str, row: Mapping[str, Any]) -> bool:
-    """Append by the driver itself: as statements of SQLAlchemy's the two take three times as long,
-    and that is a tenth of a single submit."""
+    """Append through the driver.
+
+    As SQLAlchemy statements the two take three times as long, which is a tenth of a single submit.
+    """
     driver: Any = connection.connection.driver_connection
     at = row["at"].astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
     try:
@@ -109,7 +111,7 @@ def _advance_head() -> ReturningUpdate[Any]:
 
 @cache
 def _append_at_once() -> ReturningInsert[int]:
-    """Append the entry and move the head in one statement; PostgreSQL only."""
+    """Append the entry and update the head in one statement, for PostgreSQL only."""
     entry = table(AuditEntry)
     advanced = _advance_head().cte("advanced")
     own = ("at", "actor", "act", "objects")
@@ -120,7 +122,7 @@ def _append_at_once() -> ReturningInsert[int]:
 
 
 def insert_head(session: Session, genesis: str) -> Insert:
-    """Begin the chain, unless it has begun."""
+    """Start the chain, unless it has been started."""
     first = {"name": CHAIN, "sequence": 0, "previous_hash": genesis, "hash": genesis}
     return insert_unless_there(session, AuditHead).values(first)
 
@@ -150,23 +152,23 @@ def page(
 
 
 def places(after: int | None, limit: int) -> Select[int, str, str]:
-    """The (sequence, previous_hash, hash) of entries in their order."""
+    """The (sequence, previous_hash, hash) of entries, in order."""
     key = AuditEntry.sequence
     statement = select(key, AuditEntry.previous_hash, AuditEntry.hash).order_by(key).limit(limit)
     return statement if after is None else statement.where(key > after)
 
 
 def between(first: int, last: int) -> Select[AuditEntry]:
-    """The entries from one to another, both included."""
+    """The entries from one sequence to another, both included."""
     key = AuditEntry.sequence
     return select(AuditEntry).where(key >= first, key <= last).order_by(key)
 
 
 def is_older(age_seconds: float | None) -> ColumnElement[bool]:
-    """Entries before the first that is younger; so the last never goes.
+    """Entries before the first younger one; so the last entry is never deleted.
 
-    One of the future was written by a clock that was wrong, and says nothing of any age: it would
-    keep all that follow it until then.
+    An entry with an instant in the future was written by a wrong clock and has no known age. It
+    does not keep later entries until then.
     """
     if age_seconds is None:
         return false()
@@ -183,7 +185,7 @@ def last_of(condition: ColumnElement[bool]) -> Select[int, str]:
 
 
 def cut(sequence: int) -> Delete:
-    """Delete the chain's beginning, up to and with this entry."""
+    """Delete the beginning of the chain, up to and including this entry."""
     return (
         delete(AuditEntry)
         .where(AuditEntry.sequence <= sequence)

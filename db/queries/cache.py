@@ -1,6 +1,6 @@
-"""The content cache: what models answered is read, kept, and forgotten in time.
+"""Statements of the content cache: read, insert and remove entries.
 
-Whoever locks several entries locks them in order of their keys, or skips what is locked, so
+A transaction that locks several entries locks them in order of their keys, or skips locked ones, so
 that no two transactions wait for each other.
 """
 
@@ -19,7 +19,7 @@ from db.queries.inserts import table
 
 
 def outputs_of(keys: Sequence[bytes], ttl_seconds: float) -> Select[bytes, bytes]:
-    """The (key, output) of those that are there and not too old."""
+    """The (key, output) of the entries that exist and have not expired."""
     return _outputs(ttl_seconds).params(keys=keys)
 
 
@@ -32,18 +32,18 @@ def _outputs(ttl_seconds: float) -> Select[bytes, bytes]:
 
 
 def keys_among(keys: Sequence[bytes], ttl_seconds: float) -> Select[bytes]:
-    """The keys of those that are there and not too old."""
+    """The keys of the entries that exist and have not expired."""
     return select(CacheEntry.key).where(
         CacheEntry.key.in_(keys), CacheEntry.created_at > seconds_from_now(-ttl_seconds)
     )
 
 
 def insert_entries(session: Session) -> postgresql.Insert | sqlite.Insert:
-    """Keep outputs; one that was computed again, because it was too old, replaces the old."""
+    """Insert outputs; one that was computed again after it expired replaces the old one."""
     return _insert(session.get_bind().dialect.name)
 
 
-@cache  # building it takes as long as writing a dozen entries
+@cache  # building the statement takes as long as writing a dozen entries
 def _insert(dialect: str) -> postgresql.Insert | sqlite.Insert:
     build = postgresql.insert if dialect == "postgresql" else sqlite.insert
     statement = build(table(CacheEntry)).values(created_at=now(), used_at=now())
@@ -54,7 +54,7 @@ def _insert(dialect: str) -> postgresql.Insert | sqlite.Insert:
 
 
 def touch(keys: Sequence[bytes], age_seconds: float) -> Update:
-    """Note that entries were used, where the last note is so old."""
+    """Mark entries as used, if their last mark is older than this."""
     stale = CacheEntry.used_at < seconds_from_now(-age_seconds)
     stale_keys = select(CacheEntry.key).where(CacheEntry.key.in_(keys), stale)
     return (
@@ -66,13 +66,13 @@ def touch(keys: Sequence[bytes], age_seconds: float) -> Update:
 
 
 def expired(ttl_seconds: float, limit: int) -> Select[bytes]:
-    """The keys of some entries that are too old to be of use."""
+    """The keys of up to `limit` expired entries."""
     too_old = CacheEntry.created_at <= seconds_from_now(-ttl_seconds)
     return select(CacheEntry.key).where(too_old).limit(limit)
 
 
 def forget_those_of_jobs(job_ids: Sequence[UUID]) -> Delete:
-    """Remove every answer that one of the jobs, or another of its tenant's, may have caused."""
+    """Delete every entry that one of the jobs, or another of its tenant's, may have caused."""
     tenants = select(Job.tenant).where(Job.id.in_(job_ids))
     return (
         delete(CacheEntry)
@@ -86,7 +86,7 @@ def total_bytes() -> Select[int]:
 
 
 def least_recently_used(limit: int) -> Select[bytes, int]:
-    """The (key, bytes) of those that were not used for longest."""
+    """The (key, bytes) of the least recently used entries."""
     return (
         select(CacheEntry.key, CacheEntry.num_bytes)
         .order_by(CacheEntry.used_at, CacheEntry.num_bytes)
@@ -95,7 +95,7 @@ def least_recently_used(limit: int) -> Select[bytes, int]:
 
 
 def forget(keys: Sequence[bytes]) -> ReturningDelete[bytes]:
-    """Remove entries; returns the keys of those that no other transaction had locked."""
+    """Delete entries; returns the keys of those that no other transaction had locked."""
     free = select(CacheEntry.key).where(CacheEntry.key.in_(keys))
     return (
         delete(CacheEntry)

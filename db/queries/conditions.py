@@ -8,14 +8,14 @@ from sqlalchemy import ColumnElement, Select, and_, exists, func, literal_column
 from db.clock import now
 from db.models import Job
 
-# Written out, because a partial index serves only a condition that is seen to
-# imply its own, and a parameter is not.
+# The values are literals: the planner uses a partial index only if it can prove that the condition
+# implies the index's own, which it cannot for a parameter.
 QUEUED: ColumnElement[str] = literal_column("'queued'")
 RUNNING: ColumnElement[str] = literal_column("'running'")
 
 
 def due() -> ColumnElement[bool]:
-    """A job that may be taken: in line and its time has come, or left by a dead worker."""
+    """Whether a job may be claimed: it is queued and due, or its lease has expired."""
     return and_(
         or_(
             and_(
@@ -29,18 +29,17 @@ def due() -> ColumnElement[bool]:
 
 
 def outstanding() -> ColumnElement[bool]:
-    """An unfinished job that the broker or a worker holds, as the index `ix_jobs_outstanding` has
-    it."""
+    """Whether the broker or a worker holds an unfinished job (index `ix_jobs_outstanding`)."""
     return and_(Job.finished_at.is_(None), or_(Job.published_at.is_not(None), Job.state == RUNNING))
 
 
 def locked(jobs: Select[UUID]) -> Select[UUID]:
-    """Lock these rows one after the other; SQLite has one writer and needs none of it."""
+    """Lock these rows in order; SQLite has a single writer and needs no lock."""
     return jobs.order_by(Job.id).with_for_update()
 
 
 def has_pair(dialect: str, metadata: Any, key: str, value: str) -> ColumnElement[bool]:
-    """Whether a column of metadata holds a pair."""
+    """Whether a metadata column contains a pair."""
     if dialect == "postgresql":
         matches: ColumnElement[bool] = metadata[key].as_string() == value
         return matches

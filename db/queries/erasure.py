@@ -1,4 +1,4 @@
-"""Erasure: what is a person's, and how every text of it goes."""
+"""Statements of erasure: find the jobs of a person, and delete every text in them."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from db.states import UNFINISHED, JobState
 if TYPE_CHECKING:
     from db.upkeep.erasure import Person
 
-# What else a job has, by its name in an export.
+# The other tables that belong to a job, by their names in an export.
 PARTS: dict[str, type[Base]] = {
     "segments": Segment,
     "attempts": AttemptRow,
@@ -33,7 +33,7 @@ def page(
     after: UUID | None = None,
     with_erased: bool = False,
 ) -> Select[UUID]:
-    """The ids of their jobs, in order; by default of those that have not been erased."""
+    """The ids of a person's jobs, in order; by default without erased ones."""
     statement = _jobs(dialect, person, select(Job.id))
     if not with_erased:
         statement = statement.where(Job.erased_at.is_(None))
@@ -43,7 +43,7 @@ def page(
 
 
 def num_jobs(dialect: str, person: "Person") -> Select[int, int]:
-    """The number of jobs, and the number of unfinished ones."""
+    """The number of jobs, and of unfinished ones."""
     unfinished = func.count().filter(Job.state.in_(UNFINISHED))
     counted = _jobs(dialect, person, select(func.count(), unfinished).select_from(Job))
     return counted.where(Job.erased_at.is_(None))
@@ -64,11 +64,11 @@ def _pairs(dialect: str, column: Any, person: "Person") -> list[ColumnElement[bo
 
 
 def erase_jobs(session: Session, job_ids: Sequence[UUID]) -> tuple[Sequence[UUID], int, int]:
-    """Remove every text of the jobs that no transaction is writing to, and end them.
+    """Delete every text of the jobs that no other transaction has locked, and end them.
 
-    Returns their ids, how many were not finished, and how many messages went with them. They
-    are locked first: whoever comes to write for one of them finds it cancelled. None is waited
-    for, since who has locked one may be waiting for another.
+    Returns their ids, the number of unfinished ones, and the number of deleted messages. The jobs
+    are locked first: a worker that wants to write to one finds it cancelled. A locked job is
+    skipped, since its transaction may be waiting for another of these.
     """
     quietly = {"synchronize_session": False}
     free = select(Job.id).where(Job.id.in_(job_ids)).order_by(Job.id)
@@ -111,12 +111,12 @@ def erase_jobs(session: Session, job_ids: Sequence[UUID]) -> tuple[Sequence[UUID
 
 
 def forget_cached(session: Session, job_ids: Sequence[UUID]) -> None:
-    """Forget the answers that are kept for others and may be theirs: all of their tenants'."""
+    """Delete cached answers that may come from these jobs: all of their tenants'."""
     session.execute(forget_those_of_jobs(job_ids))
 
 
 def erase_batches(dialect: str, person: "Person") -> ReturningUpdate[UUID]:
-    """Take out of batches what they are found by, but for their names."""
+    """Remove the metadata of batches; their names stay."""
     return (
         update(Batch)
         .where(_of_batches(dialect, person), Batch.metadata_ != {})

@@ -1,4 +1,4 @@
-"""Inserts: into the bare table, and around the rows that are there."""
+"""Inserts into bare tables that skip existing rows."""
 
 from typing import cast
 
@@ -10,7 +10,7 @@ from db.models import Base
 
 
 def insert_unless_there(session: Session, model: type[Base]) -> postgresql.Insert | sqlite.Insert:
-    """An insert that leaves out, without an error, rows whose unique values exist."""
+    """An insert that skips, without an error, rows whose unique values exist."""
     dialect = session.get_bind().dialect.name
     build = postgresql.insert if dialect == "postgresql" else sqlite.insert
     return build(table(model)).on_conflict_do_nothing()

@@ -1,4 +1,4 @@
-"""Model cards: each model that answered, as it was loaded; kept once, and results refer to it."""
+"""Model cards: one row for each model as it was loaded; results refer to it."""
 
 import hashlib
 import json
@@ -16,9 +16,9 @@ from db.queries.inserts import insert_unless_there
 
 
 def model_card_id(content: Mapping[str, Any]) -> UUID:
-    """The id of a model card: half of the SHA-256 of its content, whatever the order of its keys.
+    """The id of a model card: half of the SHA-256 of its content, independent of key order.
 
-    So two workers that load the same model write the same row without a word to each other.
+    So two workers that load the same model write the same row without coordination.
     """
     global _recent
     for known, card_id in _recent:
@@ -30,7 +30,8 @@ def model_card_id(content: Mapping[str, Any]) -> UUID:
 
 
 MAX_RECENT = 16
-# A worker writes the same few cards with every result; to compare one is a tenth of its digest.
+# A worker writes the same few cards with every result; comparing a card takes a tenth of the time
+# of hashing it.
 _recent: tuple[tuple[dict[str, Any], UUID], ...] = ()
 
 
@@ -40,15 +41,15 @@ def _digest(content: Mapping[str, Any]) -> UUID:
 
 
 def insert_model_cards(session: Session) -> Insert:
-    """Keep model cards, once each."""
+    """Insert model cards, each once."""
     return insert_unless_there(session, ModelCardRow)
 
 
 def newest_card(session: Session, alias: str) -> tuple[Mapping[str, Any], datetime] | None:
-    """The newest card of a model and when it was kept; None if it has answered nothing yet.
+    """The newest card of a model and its instant; None if the model has not answered yet.
 
-    There is one for each checkpoint and set of versions that ever answered, so few that all
-    of them are read.
+    There is one for each checkpoint and set of versions that ever answered, so few that all of them
+    are read.
     """
     rows = session.scalars(select(ModelCardRow).order_by(ModelCardRow.created_at.desc()))
     return next(

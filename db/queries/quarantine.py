@@ -1,4 +1,4 @@
-"""The quarantine: messages that could not be taken, the newest of them."""
+"""Statements of the quarantine, which holds the newest messages that could not be taken."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,11 +12,11 @@ from db.queries.inserts import insert_unless_there
 from db.states import JobState
 
 MAX_MESSAGES = 10_000
-MAX_BYTES = 64 * 2**20  # of their bodies together
+MAX_BYTES = 64 * 2**20  # of all bodies together
 
 
 def insert_quarantined(session: Session, rows: Sequence[dict[str, Any]]) -> None:
-    """Keep these messages, once each; what is over the limits goes, the oldest first."""
+    """Insert these messages, each once; beyond the limits the oldest are deleted."""
     session.execute(insert_unless_there(session, QuarantinedMessage), list(rows))
     session.execute(_over_the_limits(MAX_MESSAGES, MAX_BYTES))
 
@@ -39,7 +39,7 @@ def _over_the_limits(max_messages: int, max_bytes: int) -> Delete:
 
 
 def quarantined(limit: int) -> Select[QuarantinedMessage]:
-    """The newest messages, the newest first."""
+    """The newest messages, newest first."""
     return select(QuarantinedMessage).order_by(QuarantinedMessage.id.desc()).limit(limit)
 
 
@@ -59,7 +59,7 @@ def num_quarantined(condition: ColumnElement[bool] | None = None) -> Select[int]
 
 
 def delete_quarantined(message_ids: Sequence[UUID] | None) -> Delete:
-    """Forget these messages; None: all of them."""
+    """Delete these messages; None: all of them."""
     forgotten = delete(QuarantinedMessage).execution_options(synchronize_session=False)
     if message_ids is None:
         return forgotten
@@ -67,9 +67,9 @@ def delete_quarantined(message_ids: Sequence[UUID] | None) -> Delete:
 
 
 def delete_never_begun(job_id: UUID, reason: str) -> Delete:
-    """Delete the failed job that was kept for a message that was set aside for this reason.
+    """Delete the failed job that was stored for a message quarantined for this reason.
 
-    A job that ever had a model, an attempt or another error is left as it is.
+    A job that ever had a model, an attempt or another error is not deleted.
     """
     return (
         delete(Job)

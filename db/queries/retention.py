@@ -1,8 +1,8 @@
-"""Retention: what is old enough to go, page by page, and how it goes.
+"""Statements of retention: find expired rows page by page, and prune them.
 
-The texts of a job go, and its row and the counts of its result stay. Everything else that is
-pruned is deleted. Only what belongs to finished jobs is pruned; the statement that prunes says
-so again, for a job may be put back in line after its page was read.
+Pruning deletes the texts of a job; its row and the counts of its result stay. All else that expires
+is deleted. Only data of finished jobs is pruned, and the pruning statement checks that again, since
+a job may be requeued after its page was read.
 """
 
 from collections.abc import Callable, Sequence
@@ -45,20 +45,20 @@ Key = tuple[Any, ...]
 
 @dataclass(frozen=True, slots=True)
 class Prunable:
-    """Rows that are pruned by their age, and by which of the ages in the settings."""
+    """Rows that expire, and the setting with their age."""
 
-    name: str  # for people
+    name: str  # shown to the user
     row_class: str
     key: tuple[InstrumentedAttribute[Any], ...]
     is_due: Callable[[ClassAges], ColumnElement[bool]]
-    prune: Callable[[Session, ColumnElement[bool]], int]  # rows of a condition
-    pruned_at: InstrumentedAttribute[Any] | None = None  # of rows that stay
+    prune: Callable[[Session, ColumnElement[bool]], int]  # prunes the rows that fit a condition
+    pruned_at: InstrumentedAttribute[Any] | None = None  # set if the row itself stays
 
     def page(self, after: Key | None, limit: int) -> Select[Any]:
-        """The next keys of what is there, due or not, in their order.
+        """The next keys, expired or not, in order.
 
-        Which of them are due is another statement: together, a planner may join whole tables
-        and sort them, for every page again.
+        The expired ones among them are a second statement: in one, a planner may join and sort
+        whole tables for every page.
         """
         statement = select(*self.key).order_by(*self.key).limit(limit)
         if self.pruned_at is not None:
@@ -66,16 +66,16 @@ class Prunable:
         return statement if after is None else statement.where(self._key > self._literal(after))
 
     def due(self, ages: ClassAges, keys: Sequence[Key]) -> Select[Any]:
-        """The keys that are due."""
+        """The keys of expired rows."""
         return select(*self.key).where(self.among(ages, keys)).order_by(*self.key)
 
     def among(self, ages: ClassAges, keys: Sequence[Key]) -> ColumnElement[bool]:
-        """The keys that are still due."""
+        """Whether a key's row is still expired."""
         if len(self.key) == 1:
             named: ColumnElement[bool] = self.key[0].in_([value for (value,) in keys])
         else:
             named = and_(
-                self.key[0].in_(sorted({key[0] for key in keys})),  # the index; the rest follows
+                self.key[0].in_(sorted({key[0] for key in keys})),  # uses the index
                 tuple_(*self.key).in_(keys),
             )
         return named & self.is_due(ages)
@@ -91,7 +91,7 @@ class Prunable:
 
 
 def _too_old(instant: InstrumentedAttribute[Any], ages: ClassAges) -> ColumnElement[bool]:
-    """Whether an instant of a job's is further back than the ages allow."""
+    """Whether an instant of a job is older than the ages allow."""
     whens = [(Job.tenant == name, _ago(age)) for name, age in ages.by_tenant.items()]
     whens += [(Job.task == name, _ago(age)) for name, age in ages.by_task.items()]
     cutoff = null() if ages.for_all is None else _ago(ages.for_all)
@@ -103,8 +103,8 @@ def _ago(seconds: float) -> ColumnElement[Any]:
 
 
 def is_any_under_way() -> Select[bool]:
-    """Whether any job runs or has been sent out."""
-    # Written as their index is: a database that is given values for it looks at every row.
+    """Whether any job is published or running."""
+    # Written as in the index: with bound parameters the database would scan every row.
     return select(exists(select(Job.id).where(text(OUTSTANDING))))
 
 
@@ -153,9 +153,9 @@ def _prune_segments(session: Session, condition: ColumnElement[bool]) -> int:
 def _locked_jobs(
     session: Session, job_id: InstrumentedAttribute[Any], condition: ColumnElement[bool]
 ) -> list[Any]:
-    """The finished jobs of rows, locked, so that none is put back in line without its text.
+    """The finished jobs of rows, locked, so that none is requeued without its text.
 
-    What somebody else is changing is left for another pass.
+    A row that another transaction has locked is left for another pass.
     """
     job_ids = session.scalars(select(job_id).where(condition)).all()
     return list(
@@ -169,12 +169,12 @@ def _locked_jobs(
 
 
 def empty_payloads(condition: ColumnElement[bool]) -> Update:
-    """Take the texts out of payloads; what they are found by stays."""
+    """Delete the texts in payloads; metadata stays."""
     return _quietly(update(Payload).where(condition).values(contract={}, pruned_at=now()))
 
 
 def empty_results(condition: ColumnElement[bool]) -> Update:
-    """Take out of results whatever may hold a text; the counts stay, and which model it was."""
+    """Delete from results whatever may contain a text; counts and the model stay."""
     emptied = update(Result).where(condition)
     return _quietly(
         emptied.values(
@@ -189,8 +189,10 @@ def empty_results(condition: ColumnElement[bool]) -> Update:
 
 
 def _empty_metadata(job_ids: Sequence[Any]) -> Update:
-    """Forget what jobs are found by, once they have no text that could be found: a person who asks
-    for what is left is found by it."""
+    """Delete the metadata of jobs without texts.
+
+    A person who asks for remaining data is found by it, so it goes last.
+    """
     texts = (
         exists().where(Result.job_id == Payload.job_id, Result.pruned_at.is_(None)),
         exists().where(Segment.job_id == Payload.job_id),
@@ -223,10 +225,11 @@ def _deleting(model: Any) -> Callable[[Session, ColumnElement[bool]], int]:
 def aged_rows(
     name: str, row_class: str, key: InstrumentedAttribute[Any], instant: InstrumentedAttribute[Any]
 ) -> Prunable:
-    """Rows that belong to no job, deleted when their age is over the limit."""
+    """Rows that belong to no job, deleted when they expire."""
 
     def is_due(ages: ClassAges) -> ColumnElement[bool]:
-        # Nobody's own has the age for all alone, and may have none where a tenant's has one.
+        # Rows without a tenant have only the age for all, which may be unset while a tenant has
+        # one.
         return false() if ages.for_all is None else instant <= _ago(ages.for_all)
 
     return Prunable(name, row_class, (key,), is_due, _deleting(key.class_))
@@ -271,6 +274,6 @@ PRUNABLES = (
         _deleting(AttemptRow),
     ),
     aged_rows("cached answers", "cache", CacheEntry.key, CacheEntry.created_at),
-    # What somebody sent and is no job's: as old as what jobs were sent.
+    # Messages that belong to no job: they are pruned at the age of inputs.
     aged_rows("messages", "payloads", QuarantinedMessage.id, QuarantinedMessage.arrived_at),
 )

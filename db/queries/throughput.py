@@ -1,4 +1,4 @@
-"""Throughput: how fast models were of late, how much waits for them."""
+"""Throughput: the recent speed of models, and the work that waits for them."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -45,7 +45,7 @@ def newest_model_card(model: str) -> Select[dict[str, Any]]:
 
 
 def waiting_characters(models: Sequence[str]) -> Select[str, str, int, int]:
-    """(model, task, jobs, characters) of what is in line and runs."""
+    """The (model, task, jobs, characters) of queued and running jobs."""
     return (
         select(Job.model, Job.task, func.count(), func.sum(Job.num_characters))
         .where(Job.model.in_(models), Job.state.in_(UNFINISHED))
@@ -54,12 +54,12 @@ def waiting_characters(models: Sequence[str]) -> Select[str, str, int, int]:
 
 
 def live_engines() -> Select[list[dict[str, Any]] | None]:
-    """The models that each live worker has loaded."""
+    """The engines of each live worker."""
     return select(WorkerRow.engines).where(WorkerRow.alive_until > now())
 
 
 def progress_by_kind(batch_id: UUID) -> Select[str, str, str, int, int, int | None]:
-    """(model, task, state, jobs, characters, tokens) of a batch; tokens: of its results."""
+    """The (model, task, state, jobs, characters, tokens) of a batch; tokens are of its results."""
     tokens = func.sum(Result.prompt_tokens + Result.completion_tokens)
     return (
         select(Job.model, Job.task, Job.state, func.count(), func.sum(Job.num_characters), tokens)
@@ -70,7 +70,7 @@ def progress_by_kind(batch_id: UUID) -> Select[str, str, str, int, int, int | No
 
 
 def finished_parts(batch_id: UUID) -> Select[UUID, str, str, int, int]:
-    """(job, model, task, characters, parts) of a batch's running jobs that have finished parts."""
+    """The (job, model, task, characters, parts) of a batch's running jobs with finished parts."""
     return (
         select(Job.id, Job.model, Job.task, Job.num_characters, func.count())
         .join(Segment, Segment.job_id == Job.id)
@@ -80,5 +80,5 @@ def finished_parts(batch_id: UUID) -> Select[UUID, str, str, int, int]:
 
 
 def some_parts(job_ids: Sequence[UUID], limit: int) -> Select[UUID, dict[str, Any]]:
-    """(job, output) of so many of their finished parts."""
+    """The (job, output) of up to `limit` finished parts."""
     return select(Segment.job_id, Segment.output).where(Segment.job_id.in_(job_ids)).limit(limit)

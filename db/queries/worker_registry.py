@@ -1,4 +1,4 @@
-"""Workers: who lives, and what each wants at hand."""
+"""Worker registry: the live workers and their capacity."""
 
 from collections.abc import Mapping
 from functools import cache
@@ -19,7 +19,7 @@ def report_worker(
     alive_seconds: float,
     engines: list[dict[str, Any]] | None = None,
 ) -> None:
-    """Say that a worker lives, what it runs, and how many jobs of each model it wants at hand."""
+    """Record that a worker lives, how much it runs, and its capacity for each model."""
     alive_until = seconds_from_now(alive_seconds)
     updated = session.execute(
         update(WorkerRow)
@@ -51,5 +51,5 @@ def live_workers() -> Select[WorkerRow]:
 
 @cache
 def room_of_live_workers() -> Select[dict[str, int]]:
-    """The capacity of each live worker; nothing else is read, for this runs many times a second."""
+    """The capacity of each live worker and nothing else, since this runs many times a second."""
     return select(WorkerRow.room).where(WorkerRow.alive_until >= now())

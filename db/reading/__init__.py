@@ -1,1 +1,1 @@
-"""Reading: jobs, batches and figures of the database, for those who change nothing."""
+"""Read-only queries: jobs, batches and figures of the database."""

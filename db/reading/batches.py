@@ -1,4 +1,4 @@
-"""Batches as a reader sees them: found by name, with their jobs counted by state."""
+"""Batches: found by name, with their jobs counted by state."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from db.states import UNFINISHED, JobState
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoundBatch:
-    """A batch as a reader sees it, with how many of its jobs are in each state."""
+    """A batch, with the number of its jobs in each state."""
 
     id: UUID
     name: str
@@ -74,7 +74,7 @@ def find_batches(
 
 
 def seconds_taken(batch: FoundBatch, *, database: Database | None = None) -> float | None:
-    """Seconds from a batch's first job to the end of its last; None while none has ended."""
+    """Seconds from a batch's creation to the end of its last job; None before the first end."""
     ended = select(func.max(Job.finished_at)).where(Job.batch_id == batch.id)
     with (database or database_from_environment()).read() as session:
         finished_at = session.execute(ended).scalar_one()
@@ -82,7 +82,7 @@ def seconds_taken(batch: FoundBatch, *, database: Database | None = None) -> flo
 
 
 def batch_ids(name: str | UUID) -> Select[UUID]:
-    """The ids of the batches that go by a name, a run key or an id."""
+    """The ids of the batches with this name, run key or id."""
     try:
         by_id = Batch.id == (name if isinstance(name, UUID) else UUID(name))
     except ValueError:

@@ -1,4 +1,4 @@
-"""Figures: what waits, what ended how, and which batches are open; for those who watch."""
+"""Figures for monitoring: waiting jobs, ended jobs and open batches."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,8 +13,8 @@ from db.models import Batch, Job, Result, WorkerRow
 from db.queries.conditions import QUEUED, outstanding
 from db.states import UNFINISHED
 
-SAMPLED_RESULTS = 1000  # the newest; from these it is guessed how many tokens a text will be
-CHARACTERS_PER_TOKEN = 4.0  # where there is no result yet
+SAMPLED_RESULTS = 1000  # the newest results, from which the tokens of a text are estimated
+CHARACTERS_PER_TOKEN = 4.0  # used until there is a result
 COMPLETION_TOKENS = 64.0
 
 
@@ -26,8 +26,8 @@ class LaneBacklog:
     lane: str
     num_queued: int
     num_running: int
-    num_tokens: int  # of those queued, read and to be written: an estimate
-    oldest_seconds: float  # since the first of those queued was submitted; 0: none is
+    num_tokens: int  # estimated tokens of the queued jobs, of prompts and answers
+    oldest_seconds: float  # since the oldest queued job was submitted; 0: none is queued
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class OpenBatches:
 
     num: int
     oldest_seconds: float  # 0: there is none
-    # Until the first deadline of an unfinished job; below zero it has passed. None: there is none.
+    # Until the first deadline of an unfinished job; negative if it has passed. None: no deadline.
     until_deadline_seconds: float | None
 
 
@@ -95,7 +95,7 @@ def _token_rates(session: Session) -> dict[str, tuple[float, float]]:
 
 @cache
 def _sample() -> Select[*tuple[Any, ...]]:
-    # Ids are in order of time, so these are of the jobs that were submitted last.
+    # Ids are in order of time, so these results are of the jobs that were submitted last.
     newest = (
         select(Result.job_id, Result.prompt_tokens, Result.completion_tokens)
         .order_by(Result.job_id.desc())
@@ -137,7 +137,7 @@ def _unfinished() -> CompoundSelect[*tuple[Any, ...]]:
 
 
 def find_ended_jobs(session: Session) -> list[EndedJobs]:
-    """Every finished job, counted. It reads the whole table: ask now and then."""
+    """Every finished job, counted. It reads the whole table: call it rarely."""
     return [
         EndedJobs(task, model, state, code or "", num, int(prompt or 0), int(completion or 0))
         for task, model, state, code, num, prompt, completion in session.execute(_ended())

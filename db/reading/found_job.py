@@ -1,4 +1,4 @@
-"""A job as a reader sees it, and its place in a list."""
+"""FoundJob: a job as readers get it, and its place in a list."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,8 +17,10 @@ class JobFailure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoundJob:
-    """A job as a reader sees it; `output` is None until it has succeeded and once it was
-    pruned, and `input` unless it was asked for."""
+    """A job as readers get it.
+
+    `output` is None before it succeeds and after it is pruned, `input` unless it was requested.
+    """
 
     id: UUID
     batch: str | None
@@ -40,8 +42,8 @@ class FoundJob:
     started_at: datetime | None
     finished_at: datetime | None
     input: str | None = None
-    left_out_characters: int | None = None  # of its source; None where that says nothing
-    cached_parts: int | None = None  # of its requests, those that were not computed for it
+    left_out_characters: int | None = None  # of its source; None if it does not apply
+    cached_parts: int | None = None  # requests that were answered from the cache
     # Signals of the result's quality, as in `db.outcome.Signals`.
     length_ratio: float | None = None
     repetition: float | None = None
@@ -52,41 +54,41 @@ class FoundJob:
     num_missed_placeholders: int | None = None
     num_missed_terms: int | None = None
     suspicions: tuple[Suspicion, ...] = ()
-    reasoning: str | None = None  # what the model thought before it answered
+    reasoning: str | None = None  # the reasoning of the model before its answer
     reasoning_tokens: int | None = None  # of the completion's
-    # When its texts went, by their age or for a person who asked; its counts stay.
+    # When its texts were deleted, by retention or by erasure; its counts stay.
     input_pruned_at: datetime | None = None
     output_pruned_at: datetime | None = None
     erased_at: datetime | None = None
 
     @property
     def wait_seconds(self) -> float | None:
-        """Seconds from the submission to the start of the last attempt; None while queued."""
+        """Seconds from submission to the start of the last attempt; None while queued."""
         if self.started_at is None or self.state is JobState.QUEUED:
             return None
         return (self.started_at - self.created_at).total_seconds()
 
     @property
     def run_seconds(self) -> float | None:
-        """Seconds that the last attempt took; None for a job that is not finished, or never ran."""
+        """Seconds of the last attempt; None for a job that is unfinished or never ran."""
         if self.started_at is None or self.finished_at is None:
             return None
         return (self.finished_at - self.started_at).total_seconds()
 
     @property
     def pruned_at(self) -> datetime | None:
-        """The instant at which the last of its removed texts went; None if it has them all."""
+        """The instant at which the last of its texts was pruned; None if it has all of them."""
         return max(filter(None, (self.input_pruned_at, self.output_pruned_at)), default=None)
 
     @property
     def cursor(self) -> "Cursor":
-        """The job's place in a list; pass it as `after` for the jobs that follow."""
+        """The job's place in a list; pass it as `after` to get the jobs that follow."""
         return Cursor(self.created_at, self.id)
 
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """A place in a list that stays where it is when rows are added: a key, not an offset."""
+    """A place in a list that does not move when rows are added: a key, not an offset."""
 
     created_at: datetime
     job_id: UUID

@@ -1,4 +1,4 @@
-"""Health: which workers live, what they hold, and what is overdue."""
+"""Health: the live workers, the jobs they hold, and overdue jobs."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,32 +14,32 @@ from db.queries.conditions import QUEUED, RUNNING
 from db.session import Database
 from db.states import UNFINISHED
 
-DISPATCHER = "dispatcher"  # the leadership of whoever publishes; there are others
+DISPATCHER = "dispatcher"  # the leadership for publishing; there are other leaderships
 
-# What a sweep every second would long have seen to, if anybody swept.
+# Older than this, a sweep (one each second) would have handled it: no process sweeps.
 OVERDUE_SECONDS = 15.0
-WAITING_SECONDS = 60.0  # of a job that somebody waits for
+WAITING_SECONDS = 60.0  # of an interactive job
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerHealth:
-    """A worker that lives, or that holds jobs without living."""
+    """A worker that lives, or that holds jobs although it does not."""
 
     name: str
     lives: bool
     leads: bool
     models: tuple[str, ...]
     num_held: int
-    oldest_seconds: float | None  # since the first of what it holds was started
+    oldest_seconds: float | None  # since its oldest running job was started
 
 
 @dataclass(frozen=True, slots=True)
 class Overdue:
-    """Jobs with which something should have happened by now."""
+    """Jobs that should have made progress by now."""
 
-    num_left: int  # their worker is dead, and nobody took them from it
-    num_past_deadline: int  # and not expired
-    num_waiting: int  # of the interactive lane, for a model that is served
+    num_left: int  # running jobs of dead workers that were not requeued
+    num_past_deadline: int  # jobs that are past their deadline and were not expired
+    num_waiting: int  # jobs of the interactive lane that wait for a served model
 
     def __bool__(self) -> bool:
         return bool(self.num_left or self.num_past_deadline or self.num_waiting)

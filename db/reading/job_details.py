@@ -1,4 +1,4 @@
-"""Job details: everything that is kept of one job beyond its result."""
+"""Job details: everything that is stored about a job besides its result."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ from db.reading.results import find_job
 from db.session import Database, database_from_environment
 from db.states import JobState
 
-MAX_MESSAGES = 20  # named with one job
+MAX_MESSAGES = 20  # messages that are shown with one job
 
 
 @dataclass(frozen=True, slots=True)
 class MessageSetAside:
-    """A message in the quarantine that names a job, and why it could not be taken."""
+    """A quarantined message that names a job, and the reason."""
 
     id: UUID
     reason: str  # a code of tasks.quarantine.Reason
@@ -29,7 +29,7 @@ class MessageSetAside:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobDetails:
-    """A job beyond its result: its place in line, its attempts, its origin."""
+    """A job's place in line, its attempts and its origin."""
 
     job: FoundJob
     batch_id: UUID | None
@@ -45,13 +45,13 @@ class JobDetails:
     deadline: datetime | None
     contract: Mapping[str, Any]  # the task's own fields and the params that were given
     provenance: Mapping[str, Any] | None  # model card and settings; None until it has succeeded
-    coverage: Mapping[str, Any] | None  # what of a source was read; None where that says nothing
-    messages: tuple[MessageSetAside, ...] = ()  # that came by its id; the newest first
-    refused_output: str | None = None  # of a failed job: its last answer, which was not as asked
+    coverage: Mapping[str, Any] | None  # how much of the source was read; None if it does not apply
+    messages: tuple[MessageSetAside, ...] = ()  # quarantined messages with its id, the newest first
+    refused_output: str | None = None  # the last answer of a failed job, which its contract refused
 
 
 def find_details(job_id: UUID, *, database: Database | None = None) -> JobDetails | None:
-    """The details of one job, or None when no job has that id."""
+    """The details of one job; None if no job has that id."""
     database = database or database_from_environment()
     job = find_job(job_id, database=database)
     if job is None:

@@ -1,16 +1,16 @@
-"""Quality over time: whether the newest results of a model are like those of before.
+"""Quality over time: whether a model's newest results resemble earlier ones.
 
-For each signal the newest period is held against a reference period by the population stability
+For each signal the newest period is compared with a reference period by the population stability
 index: over bins of the reference's deciles, the sum of (q - p) * ln(q / p), where p and q are the
-shares of both periods in a bin. Below 0.1 nothing has changed, above 0.25 something has, by the
-usual rule (Siddiqi, Credit Risk Scorecards, 2006). Two samples of the same distribution have an
-index of about (bins - 1) * (1/n + 1/m) by chance (Yurdakul and Naranjo, 2020), which is taken off.
+shares of both periods in a bin. By the usual rule an index below 0.1 means no change, above 0.25 a
+change (Siddiqi, Credit Risk Scorecards, 2006). Two samples of the same distribution have an index
+of about (bins - 1) * (1/n + 1/m) by chance (Yurdakul and Naranjo, 2020), which is subtracted.
 
-Of a period with many results a sample is read, in which each has the same chance to be: a night
-of many weighs as much as it has, and what a night begins with no more than what it ends with. The
-last bits of an id are random (UUIDv7), so those that come first by them are such a sample, and the
-same one each time. Where a period has more than should be looked at, that is done within moments
-spread evenly over it. Only the index `ix_jobs_ended` is looked at for that.
+Of a period with many results an unbiased sample is read: the results whose ids come first by their
+last bits, which are random (UUIDv7). So a night weighs as much as it has results, its beginning no
+more than its end, and two runs read the same sample. If a period has too many index entries, the
+sample is drawn from 1,000 moments spread evenly over it. Sampling reads only the index
+`ix_jobs_ended`.
 """
 
 import math
@@ -44,32 +44,32 @@ from db.clock import now, seconds_after
 from db.models import Job, Result
 from db.states import JobState
 
-MAX_ROWS = 5_000  # of one model, task and period
-MIN_ROWS = 50  # of a period, below which nothing is said
-MAX_LOOKED_AT = 100_000  # entries of the index, of which a sample is drawn
-NUM_MOMENTS = 1_000  # of a period that has more of them
+MAX_ROWS = 5_000  # rows read of one model, task and period
+MIN_ROWS = 50  # a period with fewer rows is not judged
+MAX_LOOKED_AT = 100_000  # index entries that one sample is drawn from
+NUM_MOMENTS = 1_000  # in a period with more entries than that
 # Written out: see db/queries/conditions.py.
 ENDED = Job.state.in_([literal_column("'succeeded'"), literal_column("'failed'")])
 NUM_BINS = 10
 CHANGED = 0.25
 SHIFTING = 0.1
-# Shares of jobs; every other signal is a figure of each result.
+# These signals are shares of jobs; every other signal is a figure of each result.
 SHARES = ("failed", "cut_by_length", "suspicious", "wrong_language", "empty", "refused")
 FIGURES = ("completion_tokens", "length_ratio", "repetition", "untranslated_share")
 
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """The change of one signal of a model's results at a task, between both periods."""
+    """The change of one signal of a model's results for a task between both periods."""
 
     model: str
     task: str
     signal: str
-    reference: float  # the mean
+    reference: float  # the mean of the reference period
     current: float
     num_reference: int
     num_current: int
-    index: float  # population stability index, less what chance makes of it
+    index: float  # population stability index, less the amount expected by chance
 
     @property
     def verdict(self) -> str:
@@ -81,10 +81,10 @@ class Drift:
 def find_drift(
     session: Session, *, period: timedelta, reference: timedelta, until: datetime | None = None
 ) -> list[Drift]:
-    """Every signal of every model and task with enough results in both periods.
+    """The change of every signal, for every model and task with enough results in both periods.
 
-    until:     the end of the newest period, by default the database's now
-    reference: the time before that period
+    until:     the end of the newest period; by default the database's now
+    reference: the duration of the reference period before it
     """
     end = until or session.execute(select(now())).scalar_one()
     begin = end - period
@@ -207,7 +207,7 @@ def _sqlite(element: random_bits, compiler: SQLCompiler, **kw: Any) -> str:
 
 
 def signals_of(rows: Sequence[Any]) -> dict[str, list[float]]:
-    """The values of each signal, for those jobs of which it says something."""
+    """The values of each signal, for the jobs that have it."""
     values: dict[str, list[float]] = {name: [] for name in (*SHARES, *FIGURES)}
     for row in rows:
         is_failed = row.state == JobState.FAILED
@@ -227,11 +227,11 @@ def signals_of(rows: Sequence[Any]) -> dict[str, list[float]]:
 
 
 def stability_index(reference: Sequence[float], current: Sequence[float]) -> float:
-    """The population stability index of two samples, less what chance makes of it; at least 0."""
+    """The population stability index of two samples, less its expectation by chance; at least 0."""
     ordered = sorted(reference)
     deciles = Counter(ordered[len(ordered) * each // NUM_BINS] for each in range(1, NUM_BINS))
-    # A value that is more than one decile is a bin by itself, so that the values below it are not
-    # taken for it: a signal may have one value in nearly all of the reference.
+    # A value that fills more than one decile is a bin of its own, apart from the values below it:
+    # nearly all of the reference may have the same value.
     edges, points = sorted(deciles), {value for value, num in deciles.items() if num > 1}
     before, after = (_counts(values, edges, points) for values in (reference, current))
     bins = sorted(before.keys() | after.keys())
@@ -245,8 +245,11 @@ def stability_index(reference: Sequence[float], current: Sequence[float]) -> flo
 def _counts(
     values: Sequence[float], edges: Sequence[float], points: Container[float]
 ) -> Counter[int]:
-    """The number of values in each bin that has any. An even bin is the range between two edges,
-    the odd one above it the upper edge itself, if that is a point, or else belongs to the range."""
+    """The number of values in each non-empty bin.
+
+    An even bin is the range between two edges. The odd one above it is the upper edge itself if
+    that is a point; otherwise it is part of the range.
+    """
     counts: Counter[int] = Counter()
     for value in values:
         at = bisect_left(edges, value)

@@ -1,4 +1,4 @@
-"""The reading API: jobs with their results, page by page, without knowing the tables."""
+"""The reading API: jobs with their results, page by page, without knowledge of the tables."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -26,18 +26,18 @@ from db.suspicion import Suspicion
 
 PAGE = 1000
 
-MAX_INPUT_CHARACTERS = 8_000_000  # held at once of what jobs were asked
+MAX_INPUT_CHARACTERS = 8_000_000  # characters of inputs that are in memory at once
 
-MAX_DURATION = 10**9  # seconds, some thirty years
+MAX_DURATION = 10**9  # seconds, about thirty years
 
 Order = Literal["oldest", "newest"]
 
-# Of a filter that nobody gave, where None means something else.
+# The default of filters for which None has a meaning of its own.
 _UNSAID: Final = cast(Any, object())
 
 
 class SearchImpossible(DatabaseError):
-    """The database cannot look into what it holds."""
+    """The database cannot search the texts that it holds."""
 
 
 def find_results(
@@ -66,27 +66,27 @@ def find_results(
     with_input: bool = False,
     database: Database | None = None,
 ) -> Iterator[FoundJob]:
-    """Jobs that match every given filter, in the order of their submission, read page by page.
+    """Jobs that match every given filter, in order of submission, read page by page.
 
-    batch:    a batch's name, run key or id
-    state:    a state, or None for all; by default the jobs that have an output, or with an
-              error_code the jobs that have it
-    language: of the output, as the job named it
-    metadata: pairs that the job's metadata must hold
-    since, until: submitted at or after, and before; with a time zone
-    text:     a part of the output, whatever its case
+    batch:         a batch's name, run key or id
+    state:         a state, or None for all; by default jobs with an output, or with an error_code
+                   the jobs that have it
+    language:      of the output, as the job named it
+    metadata:      pairs that the job's metadata must contain
+    since, until:  submitted at or after, and before; with a time zone
+    text:          a part of the output, ignoring case
     finish_reason: stop or length
-    error_code: of the last attempt, as in `prompt_too_long`
-    min_duration, max_duration: `run_seconds`, both included; jobs without are left out
-    is_whole: whether all of a source was read; jobs that have no source are left out
-    is_suspicious: whether a guard found anything suspicious in the result
-    suspicion: a reason that the result is suspicious for
-    signals:  each of which the result's signals must fulfil; see `SignalFilter.parse`
-    sort:     oldest or newest first
-    after:    the `cursor` of a job: only what follows it in that order
-    with_input: read what the jobs were asked, too: the text, or the messages of a chat
-    database: by default the one that `TIDEMILL_DATABASE_URL` or a `tidemill up`
-              in this folder names
+    error_code:    of the last attempt, such as `prompt_too_long`
+    min_duration, max_duration: bounds of `run_seconds`, inclusive; jobs without it are left out
+    is_whole:      whether the whole source was read; jobs without a source are left out
+    is_suspicious: whether a guard found the result suspicious
+    suspicion:     a reason for which the result is suspicious
+    signals:       conditions that the result's signals must fulfil; see `SignalFilter.parse`
+    sort:          oldest or newest first
+    after:         the `cursor` of a job: only jobs that follow it in that order
+    with_input:    also read the input: the text, or the messages of a chat
+    database:      by default the one of `TIDEMILL_DATABASE_URL` or of a `tidemill up` in this
+                   folder
     """
     if sort not in ("oldest", "newest"):
         raise ValueError(f"sort is {sort!r}; it can be oldest or newest")
@@ -154,7 +154,7 @@ def _microseconds(name: str, seconds: float) -> float:
 
 
 def find_job(job_id: UUID, *, database: Database | None = None) -> FoundJob | None:
-    """One job, or None when no job has that id."""
+    """One job; None if no job has that id."""
     statement = _found_jobs().where(Job.id == job_id)
     return next(_pages(database or database_from_environment(), statement, limit=1), None)
 
@@ -213,7 +213,7 @@ def _pages(
         page = statement.limit(PAGE if num_left is None else min(PAGE, num_left))
         if after is not None:
             page = page.where(_follows(after.created_at, after.job_id, sort == "newest"))
-        # A transaction per page: a reader that stops in the middle holds nothing open.
+        # One transaction per page: a reader that stops in the middle leaves none open.
         with database.read() as session:
             rows = session.execute(page).all()
         jobs = [_found_job(row) for row in rows]
@@ -230,7 +230,7 @@ def _pages(
 def _with_inputs(
     database: Database, jobs: Sequence[FoundJob], lengths: Sequence[int]
 ) -> Iterator[FoundJob]:
-    """The same jobs with what they were asked, read in parts: a page of books is too much."""
+    """The jobs with their inputs, read in parts, since a page of books is too much at once."""
     start, num_characters = 0, 0
     for end, length in enumerate(lengths, start=1):
         num_characters += length
@@ -246,8 +246,7 @@ def _with_inputs(
 
 
 def input_of(contract: Mapping[str, Any]) -> str | None:
-    """A job's input as one text: its text, or the messages of a chat, each with its role where
-    there are several."""
+    """A job's input as one text: its text, or its messages, with roles if several."""
     if (text := contract.get("text")) is not None:
         return str(text)
     messages = contract.get("messages") or []
@@ -274,20 +273,20 @@ def _found_job(row: Row[Any]) -> FoundJob:
 
 
 def _suspicions(codes: str | None) -> tuple[Suspicion, ...]:
-    """The suspicions that this version knows: a newer worker may have written others."""
+    """The suspicions that this version knows; a newer worker may have written others."""
     known_codes = set(Suspicion)
     return tuple(Suspicion(code) for code in (codes or "").split() if code in known_codes)
 
 
 def _in_order(newest_first: bool) -> tuple[ColumnElement[datetime], ColumnElement[UUID]]:
-    """The order of submission, and of ids for jobs of one moment."""
+    """The order of submission, and of ids for jobs of the same instant."""
     if newest_first:
         return Job.created_at.desc(), Job.id.desc()
     return Job.created_at.asc(), Job.id.asc()
 
 
 def _follows(created_at: datetime, job_id: UUID, newest_first: bool) -> ColumnElement[bool]:
-    """Rows that follow this one in that order."""
+    """Whether a row follows this one in that order."""
     row = tuple_(literal(created_at, Job.created_at.type), literal(job_id, Job.id.type))
     key = tuple_(Job.created_at, Job.id)
     return key < row if newest_first else key > row

@@ -23,7 +23,7 @@ COMPARISONS: Mapping[str, Callable[[Any, Any], ColumnElement[bool]]] = {
 
 @dataclass(frozen=True, slots=True)
 class SignalFilter:
-    """A condition on one signal of a result; a result without that signal is left out."""
+    """A condition on one signal of a result; results without that signal are left out."""
 
     name: str  # one of `db.outcome.SIGNALS`
     comparison: str  # one of COMPARISONS

@@ -1,8 +1,8 @@
-"""Storable names: those that a row can have."""
+"""Storable names: names that a row can have."""
 
 
 def can_be_kept(name: object) -> bool:
-    """Whether any row can have it: no database keeps a NUL or half a character."""
+    """Whether a row can have this name: no database stores NUL or a lone surrogate."""
     if not isinstance(name, str):
         return True
     return "\x00" not in name and not any("\ud800" <= each <= "\udfff" for each in name)

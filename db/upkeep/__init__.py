@@ -1,1 +1,1 @@
-"""Upkeep: retention, erasure of what a person gave, backups."""
+"""Upkeep: retention and pruning, erasure and export of personal data, backups."""

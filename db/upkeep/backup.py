@@ -1,4 +1,4 @@
-"""Backups of an SQLite database, made while it is in use, and checked."""
+"""Backups of an SQLite database, made and checked while it is in use."""
 
 import os
 import sqlite3
@@ -10,7 +10,7 @@ from db import audit
 from db.errors import DatabaseError
 from db.session import Database
 
-PAGES = 4096  # copied at once, between which others may write
+PAGES = 4096  # pages per step; other processes may write between two steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,13 +20,13 @@ class Backup:
 
 
 class NoBackup(DatabaseError):
-    """This database, or this target, cannot take a backup; the message says what to do."""
+    """This database cannot be backed up, or not to this file; the message says what to do."""
 
 
 def back_up(database: Database, to: Path) -> Backup:
-    """Copy the database as it is at one moment; the file appears when it is whole and checked.
+    """Copy the database as it is at one moment; the file appears when it is complete and checked.
 
-    Raises NoBackup where there is a file already, or the database is PostgreSQL's.
+    Raises NoBackup if the file exists or the database is PostgreSQL.
     """
     if database.file is None:
         raise NoBackup(
@@ -39,25 +39,27 @@ def back_up(database: Database, to: Path) -> Backup:
         raise NoBackup(f"there is no folder {to.absolute().parent}; make it first")
     part = to.with_name(to.name + ".part")
     _remove(part)
-    # Nobody else's to read, from its first byte on: it holds what users sent.
+    # Only its owner may read the file, from its first byte on: it holds users' texts.
     os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     try:
         with database.write() as session:
             audit.append(session, audit.Act.BACKUP, {})
         with closing(sqlite3.connect(part)) as copy:
             with closing(sqlite3.connect(f"file:{database.file}?mode=ro", uri=True)) as source:
-                # One read transaction holds the moment, or every write would begin it anew.
+                # One read transaction fixes the snapshot; without it every write would restart the
+                # copy.
                 source.execute("BEGIN")
                 source.execute("SELECT 1 FROM jobs LIMIT 1")
                 source.backup(copy, pages=PAGES)
-            # A file by itself: a log beside it would be left behind by whoever moves it.
+            # A single file without a write-ahead log, which would be left behind when the file is
+            # moved.
             copy.execute("PRAGMA journal_mode = DELETE")
             num_jobs = _checked(copy)
         _to_disk(part)
         os.replace(part, to)
         _to_disk(to.absolute().parent)
     except sqlite3.Error as error:
-        # Of the disk that fills up, or of a database that is damaged; neither quotes a row.
+        # The disk is full, or the database is damaged; neither message quotes a row.
         raise NoBackup(f"the copy could not be made: {error}") from error
     finally:
         _remove(part)
@@ -65,13 +67,13 @@ def back_up(database: Database, to: Path) -> Backup:
 
 
 def _remove(part: Path) -> None:
-    """Remove what was begun, with what SQLite keeps beside it, which holds texts too."""
+    """Remove an incomplete copy and SQLite's files beside it, which contain texts too."""
     for beside in ("", "-journal", "-wal", "-shm"):
         part.with_name(part.name + beside).unlink(missing_ok=True)
 
 
 def _checked(copy: sqlite3.Connection) -> int:
-    """The number of jobs in a copy; raises NoBackup where it is not sound."""
+    """Count the jobs in a copy; raises NoBackup if it is damaged."""
     (verdict,) = copy.execute("PRAGMA integrity_check(1)").fetchone()
     broken = copy.execute("PRAGMA foreign_key_check").fetchone()
     if verdict != "ok" or broken is not None:

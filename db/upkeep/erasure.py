@@ -1,9 +1,8 @@
-"""Erasure and export: everything that is kept of a tenant, or of whom metadata name.
+"""Erasure and export of everything stored for a tenant, or for a person that metadata identify.
 
-Erasing takes every text and every name that a producer gave out of the rows and leaves what
-counts them: state, task, model, tenant, tokens, times. A job that waits or runs is cancelled in
-the transaction that takes its text, so whatever comes of it is fenced off: nothing writes to a
-job that is not running.
+Erasure deletes every text and every name that a producer gave. It keeps the data that counts need:
+state, task, model, tenant, tokens, times. An unfinished job is cancelled in the transaction that
+deletes its text, so that its attempt is fenced off: nothing can write to a job that is not running.
 """
 
 import base64
@@ -27,15 +26,15 @@ from db.queries.quarantine import delete_quarantined
 from db.reading.storable import can_be_kept
 from db.session import Database
 
-ROWS = 250  # of one transaction
-LOCKED_SECONDS = 0.05  # between two tries while somebody is writing to all that are left
+ROWS = 250  # rows per transaction
+LOCKED_SECONDS = 0.05  # between two tries, while other processes lock all rows that are left
 MESSAGES = 100
-CHECKPOINT_SECONDS = 30.0  # that erasing waits for readers of SQLite's log
+CHECKPOINT_SECONDS = 30.0  # the wait for readers of SQLite's write-ahead log
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Person:
-    """Whose jobs: a tenant's, or those whose metadata hold every pair; both where both are."""
+    """The owner of jobs: a tenant, or metadata pairs that all must match, or both."""
 
     tenant: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
@@ -53,7 +52,7 @@ class Person:
         return keys if self.tenant is None else {"tenant": self.tenant, **keys}
 
     def sent(self, fields: Mapping[str, Any]) -> bool:
-        """Whether the fields of a message are theirs."""
+        """Whether the fields of a message belong to the person."""
         tenant = fields.get("tenant")
         tenant = "default" if tenant is None else _as_text(tenant)
         if self.tenant is not None and tenant != self.tenant:
@@ -64,23 +63,23 @@ class Person:
 
 
 def _as_text(value: Any) -> str:
-    """A value of a message, in which a number may stand where a contract has a text."""
+    """A value of a message as text; it may be a number where a contract has a text."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
 @dataclass(slots=True, kw_only=True)
 class Erased:
-    """The number of rows found; an unreadable message may be anybody's."""
+    """The numbers of affected rows; an unreadable message may belong to anyone."""
 
     jobs: int = 0
-    cancelled: int = 0  # of the jobs: those that waited or ran
+    cancelled: int = 0  # the jobs among them that waited or ran
     messages: int = 0
     batches: int = 0
     unreadable_messages: int = 0
 
 
 def count(database: Database, person: Person) -> Erased:
-    """The rows that erasing would change."""
+    """The number of rows that erasing would change."""
     with database.read() as session:
         jobs, unfinished = session.execute(erasure.num_jobs(database.dialect, person)).one()
         batches = session.scalar(erasure.num_batches(database.dialect, person)) or 0
@@ -92,10 +91,10 @@ def count(database: Database, person: Person) -> Erased:
 
 
 def erase(database: Database, person: Person) -> Erased:
-    """Erase all of it; what is submitted meanwhile, too. An entry in the audit for each part."""
+    """Erase everything, including jobs submitted meanwhile. Each part has an entry in the audit."""
     erased = Erased()
     if database.keys is None:
-        # Messages are read: without the keys of one it ends here, before a part is erased.
+        # Messages must be opened: if a key is missing, this fails before anything is erased.
         for _ in _messages(database, person):
             pass
     while True:
@@ -132,7 +131,7 @@ def erase(database: Database, person: Person) -> Erased:
 
 
 def _messages(database: Database, person: Person) -> Iterator[tuple[list[UUID], int]]:
-    """The quarantined messages of a person, page by page, and the number that cannot be read."""
+    """The quarantined messages of a person, page by page, and the number of unreadable ones."""
     after: UUID | None = None
     while True:
         with passing_over_unopenable(), database.read() as session:
@@ -151,13 +150,12 @@ def _messages(database: Database, person: Person) -> Iterator[tuple[list[UUID], 
 
 
 def message_fields(body: bytes) -> Mapping[str, Any] | None:
-    """A job's fields in a message or in the body of one; None where it has none to read, or
-    something without a name stands before them."""
+    """A job's fields in a message or in its body; None without any, or if some are positional."""
     try:
         message = json.loads(body)
         if isinstance(message, dict):
             if message.keys().isdisjoint(("body", "headers", "properties")):
-                return message  # a contract that was sent as it is
+                return message  # the message is a bare contract
             text = message["body"]
             encoding = (message.get("properties") or {}).get("body_encoding")
             message = json.loads(base64.b64decode(text) if encoding == "base64" else text)
@@ -168,17 +166,17 @@ def message_fields(body: bytes) -> Mapping[str, Any] | None:
 
 
 def scrub(database: Database) -> bool:
-    """Overwrite what was erased in SQLite's file and log; False while a reader holds it up.
+    """Overwrite erased data in SQLite's file and log; False while a reader prevents it.
 
-    Deleting leaves a row's bytes where they were until something else needs the place. On
-    PostgreSQL it changes nothing: there only VACUUM FULL by an operator does it.
+    Deleting leaves a row's bytes in place until they are reused. On PostgreSQL this does nothing:
+    only an operator's VACUUM FULL does it there.
     """
     if database.file is None:
         return True
     connection = database.engine.raw_connection()
     try:
         driver: Any = connection.driver_connection
-        # Texts that went earlier, such as segments of documents, are in free pages.
+        # Texts that were deleted earlier, such as segments of documents, are in free pages.
         driver.execute("PRAGMA secure_delete = ON")
         driver.execute("VACUUM")
         return _empty_log(driver)
@@ -187,7 +185,7 @@ def scrub(database: Database) -> bool:
 
 
 def _empty_log(driver: sqlite3.Connection) -> bool:
-    """Write SQLite's log into its file and cut it to nothing."""
+    """Write SQLite's log into its file and truncate it."""
     deadline = time.monotonic() + CHECKPOINT_SECONDS
     while True:
         (is_busy, _, _) = driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
@@ -199,10 +197,10 @@ def _empty_log(driver: sqlite3.Connection) -> bool:
 
 
 def export(database: Database, person: Person) -> Iterator[dict[str, Any]]:
-    """Every row that is kept of a person, JSON-able: batches, jobs, messages, each with its `kind`.
+    """Every stored row of a person, JSON-able: batches, jobs, messages, each with its `kind`.
 
-    A text that does not open is None, and its job's `unopenable` says where it is. The entry in
-    the audit is the first thing that happens.
+    A text that cannot be decrypted is None, and its job's `unopenable` names its place. The entry
+    in the audit is written first.
     """
     with database.write() as session:
         audit.append(session, audit.Act.EXPORT, person.audited())
@@ -210,7 +208,7 @@ def export(database: Database, person: Person) -> Iterator[dict[str, Any]]:
         batches = session.scalars(erasure.batches(database.dialect, person)).all()
     for batch in batches:
         yield {"kind": "batch", **_json_of(batch)}
-    written: set[str] = set()  # messages that are with their job
+    written: set[str] = set()  # messages that are exported with their job
     after: UUID | None = None
     while True:
         with database.read() as session:
@@ -250,7 +248,7 @@ def _whole(session: Session, job_id: UUID) -> dict[str, Any]:
 
 
 def _json_of(row: Base) -> dict[str, Any]:
-    """The columns of a row by their names in the table."""
+    """The columns of a row, by their names in the table."""
     return {
         attribute.columns[0].name: _json_value(getattr(row, attribute.key))
         for attribute in inspect(type(row)).column_attrs

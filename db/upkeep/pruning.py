@@ -1,4 +1,4 @@
-"""Pruning: what is older than its retention goes, a little at a time, while jobs run."""
+"""Pruning: removes what is older than its retention, a little at a time, while jobs run."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -15,22 +15,23 @@ from db.queries.retention import Key, Prunable, is_any_under_way
 from db.session import Database
 from db.upkeep.retention import ClassAges, Retention
 
-PAGE = 1000  # rows looked at
+PAGE = 1000  # rows read at once
 ROWS = 250  # of one transaction
-# Of its time in which a pass works: SQLite has one writer at a time, and the jobs' is behind it.
+# The part of its time in which a pass works: SQLite has one writer at a time, and the writer of
+# jobs has to wait for it.
 SHARE = 0.03
 IDLE_SHARE = 0.5  # the same while no job is under way
-LOOKING_SHARE = 0.2  # and while it finds nothing
+LOOKING_SHARE = 0.2  # the same while the pass finds nothing
 MAX_PAUSE_SECONDS = 2.0
 
 
 def _prune_audit(session: Session, condition: ColumnElement[bool]) -> int:
-    """Cut the chain's beginning off, and append where it was cut: so this cut is seen for one."""
+    """Delete the beginning of the audit chain, and append an entry that records this."""
     last = session.execute(audit_queries.last_of(condition)).first()
     if last is None:
         return 0
     num: int = session.execute(audit_queries.cut(last.sequence)).rowcount  # type: ignore[attr-defined]
-    if not num:  # another pass was first
+    if not num:  # another pass has pruned these rows
         return 0
     through = {"audit_through": last.sequence, "audit_hash": last.hash}
     audit.append(session, audit.Act.PRUNE, through)
@@ -57,11 +58,11 @@ def prune(
     is_ended: Callable[[], bool] = lambda: False,
     pause: Callable[[float], object] = time.sleep,
 ) -> dict[str, int]:
-    """Prune every row that is due; returns the number of each kind.
+    """Prune every expired row; returns the number of each kind.
 
-    on_pruned: told of each transaction, as it is committed
-    is_ended:  asked between two of them; what has gone by then is gone
-    pause:     waits for so many seconds; so jobs have the database for most of the time
+    on_pruned: called after the commit of each transaction
+    is_ended:  called between two transactions; if true, pruning stops there
+    pause:     sleeps for a number of seconds, so that jobs have the database most of the time
     """
     pruned = dict.fromkeys((each.name for each in PRUNABLES), 0)
     try:
@@ -85,7 +86,7 @@ def _prune(
         after: Key | None = None
         while not is_ended():
             started_at = time.monotonic()
-            with database.read() as session:  # to look locks nothing
+            with database.read() as session:  # reading takes no lock
                 keys = _keys(session, prunable.page(after, PAGE))
                 due = _keys(session, prunable.due(ages, keys)) if keys else []
             if not keys:
@@ -97,7 +98,8 @@ def _prune(
                 with database.write() as session:
                     some = prunable.among(ages, due[start : start + ROWS])
                     num = prunable.prune(session, some)
-                    # A pass may be killed before it has a sum. The audit's own cut is an entry.
+                    # A pass may be killed before it has a sum. The audit log records its own cut as
+                    # an entry.
                     if num and not any(pruned.values()) and prunable.row_class != "audit":
                         audit.append(session, audit.Act.PRUNE, {"begun_with": prunable.name})
                 pruned[prunable.name] += num

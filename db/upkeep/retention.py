@@ -1,9 +1,8 @@
-"""Retention: for how long each class of what is kept stays, and until when a pass has pruned it.
+"""Retention: how long each class of data is kept, and the time of the nightly pass.
 
-A class is a kind of row or text: what users sent (`payloads`), what they got (`outputs`), the
-parts of documents (`segments`), answers kept for the next that ask the same (`cache`), how attempts
-failed (`attempts`), who did what (`audit`), and `files`, of which none are kept yet: the class is
-there for uploads.
+A class is a kind of row or text: the users' input (`payloads`), results (`outputs`), parts of
+documents (`segments`), answers cached for equal requests (`cache`), failed attempts (`attempts`),
+the audit (`audit`), and `files`, which are not stored yet: the class is reserved for uploads.
 """
 
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, time, timedelta
 
 ROW_CLASSES = ("payloads", "outputs", "segments", "cache", "files", "attempts", "audit")
-# What is nobody's own can only have one age.
+# Rows without a tenant can have only one age.
 SHARED_CLASSES = ("cache", "audit")
 
 Ages = Mapping[str, float]  # row class -> seconds
@@ -19,8 +18,12 @@ Ages = Mapping[str, float]  # row class -> seconds
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassAges:
-    """The ages of one class in seconds: a tenant's goes before a task's, a task's before the
-    one for all. What has none stays."""
+    """The ages of one class in seconds.
+
+    A tenant's precedes a task's, which precedes the general one.
+
+    Data without an age is kept.
+    """
 
     for_all: float | None = None
     by_task: Mapping[str, float] = field(default_factory=dict)
@@ -32,12 +35,12 @@ class ClassAges:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retention:
-    """The ages at which each class of rows and texts is pruned, and the nightly pass's time."""
+    """The age at which each class of data is pruned, and the time of the nightly pass."""
 
     for_all: Ages = field(default_factory=dict)
     by_task: Mapping[str, Ages] = field(default_factory=dict)
     by_tenant: Mapping[str, Ages] = field(default_factory=dict)
-    at: time = time(3)  # o'clock, of the machine that leads
+    at: time = time(3)  # local time of the machine of the leader
 
     def __bool__(self) -> bool:
         return any((self.for_all, *self.by_task.values(), *self.by_tenant.values()))

@@ -1,1 +1,1 @@
-"""Attention to cached keys and values, plugged into the models of transformers."""
+"""Attention over cached keys and values, plugged into the models of transformers."""

@@ -1,8 +1,8 @@
-"""AttentionBackend: a token of each row of a step attends to the keys of its own sequence.
+"""AttentionBackend: the interface through which each row of a step attends to its own sequence.
 
-There is one for each KV cache and processor: `torch_backend.py` and `cpu/attention_backend.py`
-for contiguous caches, where sequences of any length need neither padding nor a mask, and
-`paged_backend.py`. `selection.py` chooses.
+Each KV cache has a backend: `torch_backend.py` and `cpu/attention_backend.py` serve contiguous
+caches, where sequences of different lengths need neither padding nor a mask, and `paged_backend.py`
+serves the paged one. `selection.py` chooses.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ column, adds to its score of each token."""
 
 @dataclass(frozen=True, slots=True)
 class Scoring:
-    """The scale, window, soft cap, sinks and bias by which a layer scores keys."""
+    """The scale, window, soft cap and sinks by which a layer scores keys."""
 
     scale: float
-    window: int | None = None  # tokens that the newest sees, itself among them; None: all
-    softcap: float | None = None  # scores are bounded by it, softly
-    sinks: Tensor | None = None  # (query heads,): a score beside those of the keys, of no value
+    window: int | None = None  # tokens that the newest attends to, itself included; None: all
+    softcap: float | None = None  # cap * tanh(score / cap); None: no cap
+    sinks: Tensor | None = None  # (query heads,): an extra score in the softmax, without a value
 
     @property
     def is_usual(self) -> bool:
-        """Whether torch's own attention computes it, given a mask for the window."""
+        """Whether torch's fused attention can compute this; the window goes into its mask."""
         return self.softcap is None and self.sinks is None
 
 
 class PromptAttention(Protocol):
-    """Attention within prompts that lie one after the other in a single row."""
+    """Attention within prompts that are concatenated in one row."""
 
     def attend(
         self,
@@ -56,17 +56,17 @@ class PromptAttention(Protocol):
         """Let each prompt attend to itself.
 
         query:         (1, query heads, tokens, head size)
-        key, value:    (1, heads, tokens, head size), as `write_prompts` returns them: of whole
-                       prompts, though the row may hold only the rest of one whose start is in
-                       its cache
-        position_bias: (1, query heads, tokens, tokens) of an encoder, by distance alone
-        returns:       (1, tokens, query heads, head size); any finite numbers for tokens behind
-                       the last prompt, which pad the row
+        key, value:    (1, heads, tokens, head size), as `write_prompts` returns them. They cover
+                       whole prompts, even where the start of a prompt is in its cache and the row
+                       holds only the rest
+        position_bias: (1, query heads, tokens, tokens) in an encoder, a function of distance alone
+        returns:       (1, tokens, query heads, head size). Tokens after the last prompt are
+                       padding; their numbers are finite and have no meaning
         """
 
 
 class AttentionBackend(Protocol):
-    """Attends to sequences of its KV cache, and is given no others."""
+    """Attention to the sequences of one KV cache."""
 
     kv_cache: KVCacheManager
     compute_bias: ComputeBias | None
@@ -75,22 +75,27 @@ class AttentionBackend(Protocol):
     """Of each layer, as its calls will name them; (): none has one. Set before `prepare`."""
 
     def prepare(self, decoding: list[Any], admitted: list[Any], spans: Spans) -> None:
-        """Prepare for a forward pass whose row holds a token of each row of `decoding`, in their
-        order, and then the prompts of `admitted`, or what is to be read of them next: their caches
-        may have the tokens before it. Reserves their memory.
+        """Prepare for a forward pass and reserve the memory that it writes.
 
-        spans: of what is read of the prompts, counted from the first token of the first
+        The row of the pass has one token for each row of `decoding`, in order, and then the tokens
+        that are read of the prompts of `admitted`. The caches of `admitted` may hold earlier
+        tokens.
+
+        spans: of the prompt tokens in the row, counted from the first prompt token
         """
 
     def prompt_attention(self, spans: Spans, num_tokens: int) -> PromptAttention:
-        """Return the attention of prompts, in one row of `num_tokens`, to themselves."""
+        """Return the attention of the prompts, in one row of `num_tokens`, to themselves."""
 
     def write_prompts(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store what a layer makes of the prompts, and return what they attend to: the same, or,
-        if the start of one is in its cache, the keys and values of whole prompts; but before the
-        row of no more tokens than the layer's window.
+        """Write a layer's prompt keys and values to the caches; return those to attend to.
+
+        These are the arguments themselves or, where the start of a prompt is in its cache, the keys
+        and values of whole prompts. Before the row's tokens they go back no further than the
+        layer's window.
 
         keys, values: (1, heads, tokens, head size)
+        returns:      the same shape, with the tokens from the caches added
         """
 
     def attend(
@@ -104,8 +109,8 @@ class AttentionBackend(Protocol):
         """Let the newest token of each row attend to its sequence.
 
         query:        (rows, query heads, 1, head size)
-        keys, values: (rows, heads, 1, head size) of those tokens, stored first; None where rows
-                      attend to the encoder's output
+        keys, values: (rows, heads, 1, head size), of the newest tokens, which are written to the
+                      caches first; None for cross-attention
         returns:      (rows, 1, query heads, head size)
         """
 

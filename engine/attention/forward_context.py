@@ -1,7 +1,7 @@
-"""ForwardContext: what the attention function knows of the forward pass that calls it.
+"""ForwardContext: the data that a forward pass gives to the attention function inside the model.
 
-A runner calls the model within `attending`, or passes a context to it as `forward_context=...`
-where the model's own code hands that on to the attention function: not every one does.
+A runner calls the model within `attending`, or passes `forward_context=...` to a model whose own
+code hands that argument on to the attention function. Not every model does.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ class ForwardContext(Protocol):
         scoring: Scoring,
         position_bias: Tensor | None,
     ) -> Tensor:
-        """query:      (rows, query heads, tokens, head size)
+        """Write the keys and values to the cache, if there is one, and attend.
+
+        query:      (rows, query heads, tokens, head size)
         key, value: (rows, heads, tokens, head size), of the same tokens
         returns:    (rows, tokens, query heads, head size)
         """
@@ -36,7 +38,7 @@ class ForwardContext(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EncoderContext:
-    """The context of an encoder's pass, which keeps no keys and values."""
+    """The context of an encoder's pass, which caches no keys and values."""
 
     prompts: PromptAttention
 
@@ -54,8 +56,11 @@ class EncoderContext:
 
 @dataclass(frozen=True, slots=True)
 class DecoderContext:
-    """The context of a decoder's pass. Without `prompts` each row has one token. With them there is
-    a single row: the tokens of a decode step, if any, and then the prompts."""
+    """The context of a decoder's pass.
+
+    Without `prompts` each row has one token. With `prompts` there is a single row: the tokens of a
+    decode step, if any, and then the prompts.
+    """
 
     attention: AttentionBackend
     prompts: PromptAttention | None = None
@@ -96,7 +101,7 @@ _thread = threading.local()
 
 @contextmanager
 def attending(context: ForwardContext) -> Iterator[None]:
-    """Let the model that is called within attend in `context`."""
+    """Run the model within this context manager with `context` as its forward context."""
     before = current()
     _thread.context = context
     try:
@@ -106,5 +111,5 @@ def attending(context: ForwardContext) -> Iterator[None]:
 
 
 def current() -> ForwardContext | None:
-    """The context of the forward pass that runs on this thread."""
+    """The forward context of this thread; None outside of `attending`."""
     return getattr(_thread, "context", None)

@@ -1,7 +1,7 @@
-"""The attention that an engine in flight plugs into a model of `transformers`, by its own name.
+"""The attention functions that the in-flight backend registers with `transformers`.
 
-In a `forward_context` (see there) attention is ours. Without one, as in `model.generate`, it is
-what the model had before.
+Within a `forward_context` they call our backends. Outside, as in `model.generate`, they call the
+model's original attention.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from engine.attention.base import Scoring, usual_scale
 from engine.attention.forward_context import ForwardContext, current
 
 OF_SDPA, OF_EAGER = "tidemill", "tidemill_eager"
-# By the implementation that a model was loaded with.
+# Our name for each implementation that a model may be loaded with.
 NAMES = {"sdpa": OF_SDPA, "eager": OF_EAGER}
-# Keyword arguments that say nothing of the tokens that are seen, or that a step heeds in its own
-# way: dropout is off, masks and positions are its own.
+# Keyword arguments that do not affect attention here: dropout is off, and a step has its own masks
+# and positions.
 WITHOUT_A_SAY = frozenset(
     {
         "cache_position", "dropout", "head_mask", "output_attentions", "output_hidden_states",
@@ -33,11 +33,11 @@ WITHOUT_A_SAY = frozenset(
 
 
 class UnknownAttention(Exception):
-    """A model's attention does what no backend here supports; the message names it."""
+    """A model's attention does something that no backend supports; the message names it."""
 
 
 def install(model: Any) -> None:
-    """Let a model attend by `attention`. Raises UnknownAttention."""
+    """Replace a model's attention function by ours. Raises UnknownAttention."""
     own = model.config._attn_implementation
     if own in NAMES.values():
         return
@@ -56,13 +56,15 @@ def install(model: Any) -> None:
 
 
 def uninstall(model: Any) -> None:
-    """Let a model attend as before `install`."""
+    """Restore the attention function from before `install`."""
     rename(model, {ours: own for own, ours in NAMES.items()})
 
 
 def rename(model: Any, names: dict[str, str]) -> None:
-    """Change the implementation that each configuration names. The stacks of T5 have copies of
-    their model's, which `set_attn_implementation` does not reach."""
+    """Change the attention implementation in every configuration of a model.
+
+    `set_attn_implementation` does not reach the copies that the stacks of T5 have.
+    """
     configs = {id(each.config): each.config for each in model.modules() if hasattr(each, "config")}
     for config in configs.values():
         new = names.get(getattr(config, "_attn_implementation", None) or "")
@@ -75,8 +77,7 @@ def attention_modules(model: Any) -> list[Any]:
 
 
 def eager_attention_of(module_type: type) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    """Find the function that a model calls where no implementation is named. Raises
-    UnknownAttention."""
+    """Return the eager attention function of a module's source file. Raises UnknownAttention."""
     found = getattr(sys.modules[module_type.__module__], "eager_attention_forward", None)
     if found is None:
         raise UnknownAttention(f"{module_type.__name__} attends by code of its own")
@@ -84,11 +85,11 @@ def eager_attention_of(module_type: type) -> Callable[..., tuple[Tensor, Tensor 
 
 
 def attention_over(own_attention: Callable[[Any], Callable[..., Any]]) -> Callable[..., Any]:
-    """An attention function that attends in the forward context, where there is one.
+    """Return an attention function that uses the forward context, if there is one.
 
-    own_attention: of a module, what it calls where there is none
-    returns:       a function of a query, (rows, heads, tokens, head size), and its keys and values
-                   to (rows, tokens, heads, head size), None
+    own_attention: returns a module's original attention function, used without a context
+    returns:       a function of a query, (rows, heads, tokens, head size), and its keys and values;
+                   returns (rows, tokens, heads, head size) and None
     """
 
     def attention(
@@ -127,7 +128,13 @@ def attend_in(
     position_bias: Tensor | None = None,
     **others: Any,
 ) -> Tensor:
-    """Raises UnknownAttention for a keyword argument whose say is unknown."""
+    """Attend by a forward context with the keyword arguments that a model passes.
+
+    query:      (rows, query heads, tokens, head size)
+    key, value: (rows, heads, tokens, head size)
+    returns:    (rows, tokens, query heads, head size)
+    raises:     UnknownAttention for a keyword argument that could change the result
+    """
     unknown = [
         name for name, given in others.items() if given is not None and name not in WITHOUT_A_SAY
     ]

@@ -1,7 +1,7 @@
-"""The attention layers of a decoder, found out from the calls that one forward pass makes.
+"""The attention layers of a decoder, detected by recording the attention calls of a forward pass.
 
-Configurations name what a layer does in a dozen ways, and some do not name it; the call of the
-attention function has it in one.
+Configurations describe a layer's attention in a dozen ways, and some not at all; the arguments of
+the attention function are the same for all models.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NEEDED = ("position_ids", "attention_mask", "logits_to_keep")  # of a decoder's 
 
 @dataclass(frozen=True, slots=True)
 class AttentionLayer:
-    """The call of one layer."""
+    """The arguments of one layer's attention call."""
 
     num_heads: int  # of queries
     num_key_heads: int
@@ -35,11 +35,11 @@ class AttentionLayer:
 
 
 class CallRecorder:
-    """A ForwardContext that attends to nothing and keeps what it is given."""
+    """A ForwardContext that records each call and returns zeros."""
 
     def __init__(self) -> None:
-        # By the number of the layer, in the order of its calls: a decoder beside an encoder attends
-        # to itself first.
+        # By layer number, in call order: a decoder layer calls self-attention before
+        # cross-attention.
         self.calls: dict[int, list[AttentionLayer]] = {}
         self.has_bias = False
         self.dtype: torch.dtype | None = None
@@ -72,8 +72,10 @@ class CallRecorder:
 
 @torch.inference_mode()
 def decoder_calls(model: Any) -> CallRecorder:
-    """Record the attention calls of a decoder that attends by `hf_plugin`. Raises
-    UnknownAttention."""
+    """Record the attention calls of a decoder on which `hf_plugin` is installed.
+
+    Raises UnknownAttention.
+    """
     recorder = CallRecorder()
     token = torch.zeros((1, 1), dtype=torch.int64, device=model.device)
     mask = unused_mask(1, token.device)
@@ -98,8 +100,10 @@ def decoder_calls(model: Any) -> CallRecorder:
 
 
 def kv_shape_of(model: Any) -> KVShape:
-    """The keys and values that a model keeps of a token of its decoder, and of its encoder if it
-    has one. Raises UnknownAttention where that is not the same in every layer."""
+    """The shape of the keys and values that a model caches for each token.
+
+    Raises UnknownAttention where it differs from layer to layer.
+    """
     recorder = decoder_calls(model)
     layers = recorder.layers(num_calls_of(model))
     shapes = {
@@ -115,20 +119,25 @@ def kv_shape_of(model: Any) -> KVShape:
 
 
 def windows_of(model: Any) -> tuple[int | None, ...]:
-    """The window of each layer of the decoder; () if none has one. Raises UnknownAttention."""
+    """The attention window of each layer of the decoder; () if no layer has one.
+
+    Raises UnknownAttention.
+    """
     layers = decoder_calls(model).layers(num_calls_of(model))
     windows = tuple(each[0].scoring.window for each in layers)
     return windows if any(each is not None for each in windows) else ()
 
 
 def num_calls_of(model: Any) -> int:
-    """The number of attention calls that a layer makes in one pass."""
+    """The number of attention calls that each layer makes in one pass."""
     return 2 if model.config.is_encoder_decoder else 1
 
 
 def cross_projections_of(decoder: Any) -> list[tuple[Any, Any]]:
-    """The modules, by layer, that make keys and values of the encoder's output. Raises
-    UnknownAttention."""
+    """The modules of each layer that project the encoder's output to keys and values.
+
+    Raises UnknownAttention.
+    """
     if hasattr(decoder, "block"):  # T5 and its relatives
         attentions = [each.layer[1].EncDecAttention for each in decoder.block]
         return [(each.k, each.v) for each in attentions]
@@ -150,6 +159,8 @@ def cross_projections_of(decoder: Any) -> list[tuple[Any, Any]]:
 
 @cache
 def unused_mask(num_rows: int, device: torch.device) -> Tensor:
-    """(rows, 1, 1, 1): a mask in the shape that a model hands on as it is. The attention function
-    ignores it; without it the model would make one."""
+    """Return a mask, (rows, 1, 1, 1), of a shape that models pass through unchanged.
+
+    The attention function ignores it; without it the model would build one.
+    """
     return torch.ones((num_rows, 1, 1, 1), dtype=torch.bool, device=device)

@@ -1,4 +1,4 @@
-"""PagedAttentionBackend: all rows of a step attend in one call, by the tables of a paged cache."""
+"""PagedAttentionBackend: all rows of a step attend in one call, through a paged cache's tables."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class PagedAttentionBackend(AttentionBackend):
         self.compute_bias: ComputeBias | None = None
         self.windows: tuple[int | None, ...] = ()
         # Of a step, for each group of layers:
-        self.read_slots: list[Tensor] = []  # (rows * tokens,): of those that the window shows
+        self.read_slots: list[Tensor] = []  # (rows * tokens,), within the window
         self.masks: list[Tensor] = []  # (rows, 1 or query heads, 1, tokens)
         self.written_slots: Tensor | None = None  # (groups, rows)
         # Of prompts:
         self.prompt_slots: Tensor | None = None  # (groups, tokens)
-        self.starts: tuple[int, ...] = ()  # the tokens of each that its cache has already
-        # Of each group, if some have begun: (tokens that its window shows of whole prompts,)
+        self.starts: tuple[int, ...] = ()  # tokens of each prompt that are in its cache
+        # For each group, if some prompts are partly read: (tokens of whole prompts in its window,)
         self.key_slots: list[Tensor] = []
 
     def prepare(
@@ -42,8 +42,10 @@ class PagedAttentionBackend(AttentionBackend):
         admitted: Sequence[PagedSequenceCache] = (),
         spans: Spans = (),
     ) -> None:
-        """Reserve memory. What a step reads and writes comes with `prepare_rows`, for a recorded
-        step takes all that differs from tensors."""
+        """Reserve memory.
+
+        The step's tensors are set by `prepare_rows`, which is recorded with the step.
+        """
         for cache in decoding:
             cache.reserve()
         if admitted and not self.is_cross:
@@ -63,9 +65,11 @@ class PagedAttentionBackend(AttentionBackend):
             self.prompt_slots = torch.cat([each[:, cache.length :] for each, cache in new], dim=1)
 
     def prepare_rows(self, slots: Tensor, last: Tensor) -> None:
-        """Let `attend` read and write these token slots. Recorded with a step: reads no number.
+        """Set the token slots that `attend` reads and writes.
 
-        slots: (groups of layers, rows, tokens) int64, of each row's tokens
+        Recorded with a step: it reads no values.
+
+        slots: (groups of layers, rows, tokens) int64: the token slots of each row
         last:  (rows,) int64: the index of each row's last token
         """
         num_groups, _, width = slots.shape
@@ -87,7 +91,7 @@ class PagedAttentionBackend(AttentionBackend):
 
     @staticmethod
     def _shown(window: int | None, width: int, last: Tensor) -> tuple[Tensor, Tensor]:
-        """The columns that rows read, and which of those are none: (rows, columns) each."""
+        """Return the columns to read and a mask of those without a token: (rows, columns) each."""
         at = torch.arange(window or width, device=last.device)
         if window is None:
             return at, at > last[:, None]
@@ -95,11 +99,14 @@ class PagedAttentionBackend(AttentionBackend):
         return at.clamp(min=0), at < 0
 
     def _add_bias(self, bias: Tensor, last: Tensor) -> None:
-        """bias: (query heads, width): by how far back a token is, counted from the end"""
+        """Turn the masks into biases.
+
+        bias: (query heads, width), by distance from the last column
+        """
         newest = bias.shape[1] - 1
         at = torch.arange(bias.shape[1], device=last.device)
         by_row = bias[:, (newest - last[:, None] + at).clamp(0, newest)]
-        (mask,) = self.masks  # no model has windows beside it
+        (mask,) = self.masks  # no model has both a bias and windows
         self.masks = [by_row.transpose(0, 1)[:, :, None].masked_fill(~mask, -torch.inf)]
 
     def prompt_attention(self, spans: Spans, num_tokens: int) -> PromptAttention:
@@ -142,7 +149,7 @@ class PagedAttentionBackend(AttentionBackend):
         if not scoring.is_usual:
             output = attend_masked(query, all_keys, all_values, mask, scoring)
             return output.reshape(num_rows, 1, num_heads, head_size)
-        # Query heads that share a key head are its queries: no key is repeated.
+        # Query heads that share a key head become its queries, so that no key is repeated.
         query = query.reshape(num_rows, gathered.shape[3], -1, head_size)
         output = scaled_dot_product_attention(
             query, all_keys, all_values, attn_mask=mask, scale=scoring.scale

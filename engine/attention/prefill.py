@@ -1,4 +1,4 @@
-"""Prefill: prompts of any length one after the other in a single row, so that none is padded."""
+"""Prefill: prompts of different lengths are concatenated in one row, without padding."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ENCODER_TOKEN_MULTIPLE = 16  # a decoder's products come beside an encoder's
 
 
 class HasPromptIds(Protocol):
-    """Prompt token ids that wait for prefill: those of a sequence, or the rest of them."""
+    """Prompt token ids to prefill: those of a sequence, or a slice of them."""
 
     @property
     def prompt_ids(self) -> tuple[int, ...]: ...
@@ -42,7 +42,7 @@ def chunks(prompts: list[AnyPrompt], device: torch.device) -> list[list[AnyPromp
 
 
 def token_multiple_for(model: Any, of_onednn: int) -> int:
-    """The number of which the token count of a prefill is to be a multiple."""
+    """Return the multiple to which a prefill's token count is padded."""
     return of_onednn if any(map(is_of_onednn, model.modules())) else 1
 
 
@@ -58,7 +58,7 @@ def padded_to_multiple(
 
 
 def concatenated(prompts: list[tuple[int, ...]]) -> tuple[list[int], Spans]:
-    """The tokens of all prompts, and where each prompt is among them."""
+    """Return the tokens of all prompts, concatenated, and the span of each prompt."""
     ids: list[int] = []
     spans = []
     for prompt in prompts:

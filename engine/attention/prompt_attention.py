@@ -1,8 +1,8 @@
-"""Attention within prompts that lie one after the other in a row, in two ways.
+"""Attention within prompts that are concatenated in one row: prompt by prompt, or padded.
 
-Everything else in a layer is computed for the row as it is, without padding. The row may hold only
-the rest of a prompt, whose start is in the cache: its queries are those of the rest, its keys those
-of the whole.
+The rest of a layer is computed for the row as it is, without padding. Where the start of a prompt
+is in the cache, the row holds only the rest of the prompt: the queries are of that rest and the
+keys of the whole prompt.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from engine.attention.base import Scoring, Spans
 
-MAX_PADDING = 4  # times as many places as tokens; beyond it a call for each prompt costs less
+MAX_PADDING = 4  # padded size over tokens; beyond it one call for each prompt costs less
 # The queries of a block where a mask is needed, so that a long prompt needs no mask as large as
 # its square; a window may make it larger.
 BLOCK_TOKENS = 256
@@ -26,10 +26,10 @@ BLOCK_TOKENS = 256
 
 @dataclass(frozen=True, slots=True)
 class SeparatePrompts:
-    """A call for each prompt, which computes nothing that it need not."""
+    """Makes one attention call for each prompt, without padding."""
 
     spans: Spans
-    starts: tuple[int, ...] = ()  # the tokens of each that are not in the row; (): none
+    starts: tuple[int, ...] = ()  # tokens of each prompt that are in its cache; (): none
 
     def attend(
         self,
@@ -46,7 +46,7 @@ class SeparatePrompts:
         all_keys = key_spans(self.spans, starts)
         for at, ((begin, end), start) in enumerate(zip(self.spans, starts, strict=True)):
             mine, all_mine = slice(begin, end), slice(*all_keys[at])
-            # By distance alone, so that the bias of a prompt is cut out of that of the row.
+            # The bias depends on distance alone, so a prompt's is a block of the row's.
             bias = None if position_bias is None else position_bias[:, :, mine, mine]
             assert not start or (is_causal and position_bias is None)
             attended = attend_within(
@@ -59,12 +59,14 @@ class SeparatePrompts:
 
 @dataclass(frozen=True, slots=True)
 class PaddedPrompts:
-    """Attends by one call for all prompts, the shorter ones padded: a GPU loses less by some
-    padding than by a call for each."""
+    """Makes one attention call for all prompts, padded to the longest.
 
-    tokens: Tensor  # (prompts, longest): where in the row each token is; any where there is none
+    On a GPU some padding costs less than a call for each prompt.
+    """
+
+    tokens: Tensor  # (prompts, longest): the place of each token in the row; any for padding
     is_padding: Tensor  # (prompts, longest)
-    places: Tensor  # (tokens of the row,): where in `tokens`, flattened, each is; 0 behind the last
+    places: Tensor  # (tokens of the row,): the place of each in flattened `tokens`; 0 for padding
     # Where the start of a prompt is not in the row:
     key_tokens: Tensor | None = None  # (prompts, longest): where among the keys each token is
     seen: Tensor | None = None  # (prompts, 1, longest in the row, longest): by each token
@@ -76,7 +78,7 @@ class PaddedPrompts:
         """Lay out the prompts; None if there would be too much padding.
 
         num_tokens: of the row
-        starts:     the tokens of each prompt that are not in the row; (): none
+        starts:     the number of tokens of each prompt that are in its cache; (): none
         """
         lengths = [end - begin for begin, end in spans]
         longest = max(lengths)
@@ -98,7 +100,7 @@ class PaddedPrompts:
         column = torch.arange(longest_keys)[None]
         is_there = column < torch.tensor([end - begin for begin, end in spans_of_keys])[:, None]
         key_tokens = torch.tensor([begin for begin, _ in spans_of_keys])[:, None] + column
-        # A query that pads sees the columns before it, too: one that sees none is NaN.
+        # A padding query attends to the columns before it too: without any its result would be NaN.
         last = torch.tensor(starts)[:, None] + at
         return replace(
             made,
@@ -116,7 +118,7 @@ class PaddedPrompts:
         position_bias: Tensor | None,
     ) -> Tensor:
         mask = None
-        if not is_causal:  # a token that looks back only never sees the padding behind it
+        if not is_causal:  # under a causal mask no token attends to the padding after it
             is_padding = self.is_padding[:, None, None]
             longest = self.tokens.shape[1]
             mask = ~is_padding
@@ -148,9 +150,9 @@ def attend_within(
     """Let the tokens of prompts attend to each other.
 
     query, key, value: (prompts, heads, tokens, head size)
-    mask:    (prompts, query heads, 1 or tokens, tokens) or less; bool, or added where there is
-             no window; None where `is_causal`
-    start:   the tokens of a prompt before its first query, whose keys come first; 0 unless
+    mask:    broadcastable to (prompts, query heads, tokens, tokens); bool, or added to the scores
+             where there is no window; None where `is_causal`
+    start:   the number of tokens before the first query, whose keys come first; 0 unless
              `is_causal`
     returns: (prompts, query heads, tokens, head size)
     """
@@ -168,7 +170,7 @@ def attend_within(
         end = min(begin + block, num_tokens)
         begin_at, end_at = start + begin, start + end
         first = 0 if window is None else max(begin_at - window, 0)
-        # Both ways an encoder sees as far as its window says, itself not counted.
+        # In an encoder the window extends in both directions and does not count the token itself.
         ahead = num_keys if window is None else window
         last = end_at if is_causal else min(end_at + ahead, num_keys)
         back = at[begin_at:end_at, None] - at[first:last]
@@ -186,11 +188,11 @@ def attend_within(
 def attend_masked(
     query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scoring: Scoring
 ) -> Tensor:
-    """Attend as `scoring` says, but for its window, which is in the mask.
+    """Attend with the given scoring; the mask already contains the window.
 
     query:        (rows, query heads, tokens, head size)
     keys, values: (rows, heads, columns, head size)
-    mask:         bool, of a shape that goes with (rows, 1, tokens, columns); None: all are seen
+    mask:         bool, broadcastable to (rows, 1, tokens, columns); None: nothing is masked
     returns:      (rows, query heads, tokens, head size)
     """
     if scoring.is_usual:
@@ -216,19 +218,18 @@ def attend_masked(
 
 
 def starts_of(caches: Iterable[Any]) -> tuple[int, ...]:
-    """The number of tokens that each cache has of its prompt; () if none has any."""
+    """The number of prompt tokens in each cache; () if all caches are empty."""
     starts = tuple(each.length for each in caches)
     return starts if any(starts) else ()
 
 
 def starts_seen(starts: tuple[int, ...], window: int | None) -> tuple[int, ...]:
-    """The number of tokens of each that come before its prompt's keys in the row: as many as the
-    window may show, for a layer keeps no others."""
+    """The number of cached tokens of each prompt that a layer with this window can see."""
     return starts if window is None else tuple(min(each, window) for each in starts)
 
 
 def key_spans(spans: Spans, starts: tuple[int, ...]) -> Spans:
-    """The span of each prompt's keys, if those of whole prompts lie one after the other."""
+    """The span of each prompt's keys when the keys of whole prompts are concatenated."""
     if not starts:
         return spans
     lengths = (start + end - begin for start, (begin, end) in zip(starts, spans, strict=True))

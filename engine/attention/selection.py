@@ -1,4 +1,4 @@
-"""The choice of a KV cache and of the attention backends that read it, when a model is loaded."""
+"""Chooses the KV cache and the attention backends of a model when it is loaded."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def kv_cache_for(
 ) -> WindowedKVCache:
     """Return the KV cache of a model. Raises Unloadable.
 
-    spec:     complete
-    poisoned: memory that must not be read is NaN; for tests
-    is_paged: None: on a GPU
-    windows:  of each layer, for which pages are laid out; (): none has one
+    spec:     with every limit chosen
+    poisoned: fill unwritten memory with NaN; for tests
+    is_paged: None: paged on a GPU only
+    windows:  of each layer, by which pages are laid out; (): no layer has one
     """
     if is_paged is None:
         is_paged = shape.device.type == "cuda"
@@ -62,10 +62,10 @@ def contiguous_kv_cache(
     max_tokens: int = 0,
     max_prefix_tokens: int = 0,
 ) -> ContiguousKVCache:
-    """Return a contiguous cache for the fastest attention that there is for it.
+    """Return a contiguous cache laid out for the fastest attention available on this machine.
 
     poisoned:    see ContiguousSequenceCache
-    cpu_kernels: whether compiled attention may serve; it has to agree with torch first
+    cpu_kernels: whether compiled attention may be used; its self-test must pass first
     max_tokens, max_prefix_tokens: see ContiguousKVCache
     """
     by_ancestors = cpu_kernels and decode_kernel_for(shape) is not None
@@ -73,7 +73,7 @@ def contiguous_kv_cache(
 
 
 def attention_for(kv_cache: KVCacheManager, is_cross: bool = False) -> AttentionBackend:
-    """Return the attention to a KV cache.
+    """Return the attention backend for a KV cache.
 
     is_cross: whether rows attend to the encoder's output
     """

@@ -1,4 +1,4 @@
-"""TorchAttentionBackend: attention to contiguous caches by torch, sequence by sequence."""
+"""TorchAttentionBackend: attention to contiguous caches with torch, one call for each sequence."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from engine.kv_cache.contiguous import ContiguousKVCache, ContiguousSequenceCach
 
 
 class ContiguousAttentionBackend(AttentionBackend):
-    """The part that all backends for contiguous caches share."""
+    """Base class of the backends for contiguous caches."""
 
     is_repeatable: bool
     """Whether a step can be recorded: the calls are the same whatever the sequences are."""
@@ -29,7 +29,7 @@ class ContiguousAttentionBackend(AttentionBackend):
         # (query heads, width), of which the last columns are those of a shorter sequence
         self.bias: Tensor | None = None
         self.prompts: list[tuple[ContiguousSequenceCache, tuple[int, int]]] = []
-        self.starts: tuple[int, ...] = ()  # the tokens of each that its cache has already
+        self.starts: tuple[int, ...] = ()  # tokens of each prompt that are in its cache
 
     def prepare(
         self,
@@ -69,10 +69,10 @@ class ContiguousAttentionBackend(AttentionBackend):
         return all_keys[None], all_values[None]
 
     def _prepare_decode(self, caches: list[ContiguousSequenceCache]) -> None:
-        """Prepare `attend` for these, each of which has memory for one more token."""
+        """Prepare `attend` for these caches, each of which has memory for one more token."""
 
     def _prepare_prompts(self) -> None:
-        """Prepare for `self.prompts`, which follow the rows of `_prepare_decode`."""
+        """Prepare for `self.prompts`, which follow the decoding rows."""
 
 
 class TorchAttentionBackend(ContiguousAttentionBackend):
@@ -123,7 +123,7 @@ class TorchAttentionBackend(ContiguousAttentionBackend):
         keys, values = cache.of_layer(layer, first, num_tokens)
         if not scoring.is_usual:
             return attend_masked(query, keys, values, None, scoring)
-        # Query heads that share a key head are its queries: no key is repeated.
+        # Query heads that share a key head become its queries, so that no key is repeated.
         query = query.reshape(cache.num_rows, keys.shape[1], -1, query.shape[-1])
         bias = None if self.bias is None else self.bias[None, :, None, first - num_tokens :]
         return scaled_dot_product_attention(
@@ -132,7 +132,10 @@ class TorchAttentionBackend(ContiguousAttentionBackend):
 
 
 def with_contiguous_heads(tensor: Tensor) -> Tensor:
-    """The same with the heads of a row one after the other. tensor: (rows, heads, 1, head size)"""
+    """Return the tensor with the heads of each row contiguous in memory.
+
+    tensor: (rows, heads, 1, head size); returns the same shape
+    """
     head_size = tensor.shape[3]
     if tensor.stride(3) == 1 and tensor.stride(1) == head_size:
         return tensor

@@ -1,7 +1,6 @@
-"""Attended settings: what a checkpoint's own generation configuration may say of a request in
-flight.
+"""The settings of a checkpoint's generation configuration that the in-flight backend supports.
 
-A setting that neither way ignores sends the requests of its tasks to `generate`.
+If a checkpoint sets any other, the requests of the tasks that it affects run by `model.generate`.
 """
 
 from __future__ import annotations
@@ -11,17 +10,17 @@ from typing import Any
 
 from engine.backends.generate import GenerateBackend
 from engine.checkpoint.generation_config import EXACT_CACHES
-from engine.protocol.messages import Request
+from engine.protocol.request import Request
 from engine.protocol.task_names import TaskName
 from engine.sampling.resolve_params import SETTINGS
 
-# What a checkpoint's own generation configuration may say. The first are attended to in
-# flight, or by what both engines share; the others have no say in the tokens.
+# The settings of a generation configuration that are supported in flight, or by code that both
+# backends share.
 ATTENDED_TO = frozenset(SETTINGS) | {
     "bad_words_ids", "bos_token_id", "decoder_start_token_id", "eos_token_id",
     "forced_bos_token_id", "forced_eos_token_id", "max_length", "min_length", "pad_token_id",
     "prefix", "stop_strings",
-    # By the processors that `transformers` makes of them, for each request its own.
+    # Supported through logits processors of `transformers`, which each request has for itself.
     "begin_suppress_tokens", "encoder_no_repeat_ngram_size", "encoder_repetition_penalty",
     "epsilon_cutoff", "eta_cutoff", "exponential_decay_length_penalty", "min_p",
     "remove_invalid_values", "renormalize_logits", "sequence_bias", "suppress_tokens", "top_h",
@@ -36,7 +35,7 @@ INERT = frozenset(
         "disable_compile", "prefill_chunk_size", "low_memory", "cache_config",
     }
 )  # fmt: skip
-# The same of others, at these values.
+# Settings without effect at these values.
 NEUTRAL: dict[str, Any] = {
     "diversity_penalty": 0.0,
     "guidance_scale": 1.0,
@@ -47,7 +46,7 @@ TASKS: tuple[TaskName, ...] = ("generate", "summarize", "translate", "chat")
 
 
 def unattended(own: Mapping[str, Any]) -> list[str]:
-    """The settings of a checkpoint that only `generate` attends to, by name."""
+    """The names of a checkpoint's settings that only `generate` supports."""
     return sorted(name for name, value in own.items() if not is_attended_to(name, value))
 
 
@@ -62,7 +61,7 @@ def is_attended_to(name: str, value: Any) -> bool:
 def reason_of(
     exact: GenerateBackend, how_proved: str = "proved to answer as model.generate does"
 ) -> str:
-    """Why in flight, and which settings of the checkpoint cost which tasks that."""
+    """The reason for the choice of backend; names the settings that send tasks to `generate`."""
     kept_out: dict[str, list[str]] = {}
     for task in TASKS:
         names = ", ".join(unattended(exact.text.own_settings(Request(id=0, task=task))))

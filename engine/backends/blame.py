@@ -1,4 +1,4 @@
-"""Blame: sequences run together, and in parts where that fails, so that only a culprit fails."""
+"""Blame: when a call fails, its sequences run again in parts, so that only the culprit fails."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ def no_clean_up(culprit: Sequence | None) -> None:
 
 
 class Blame:
-    """Runs what may fail, and finds out whose doing a failure is."""
+    """Runs a call that may fail, and finds the sequence that makes it fail."""
 
     def __init__(
         self, device: torch.device, clean_up: Callable[[Sequence | None], None] = no_clean_up
     ) -> None:
-        """clean_up: frees what a call that failed may have left: of all sequences, and of the
-        culprit if there is one"""
+        """clean_up: frees what a failed call left behind; takes the culprit, None after several
+        sequences"""
         self.device = device
         self.clean_up = clean_up
         self.max_rows: int | None = None  # of one call, once memory was too small for more
 
     def run(self, sequences: list[Sequence], run: Run, activity: str) -> list[Completion | None]:
-        """Run all at once. If that fails, run each alone; if it fails for want of memory, run
-        half as many rows at once, from now on.
+        """Run all sequences in one call. If it fails, run each alone; if memory ran out, run at
+        most half as many rows in a call, from then on.
 
         activity: what `run` does, for the error of a sequence that fails alone
         """
@@ -58,8 +58,10 @@ class Blame:
         return [result for each in sequences for result in self.run([each], run, activity)]
 
     def is_for_memory(self, error: Exception, sequences: list[Sequence]) -> bool:
-        """Return whether a call failed for want of memory. Raises EngineBroken if no later call
-        can succeed."""
+        """Return whether a call failed because memory ran out.
+
+        Raises EngineBroken if every later call would fail too.
+        """
         refuse_to_go_on(error)
         log.warning(
             "group failed and is run in parts",
@@ -68,7 +70,7 @@ class Blame:
         return is_out_of_memory(error)
 
     def failed(self, sequence: Sequence, error: Exception, activity: str) -> Completion:
-        """Return how a sequence ended that failed alone. Raises EngineBroken."""
+        """Return the completion of a sequence that failed alone. Raises EngineBroken."""
         refuse_to_go_on(error)
         self.clean_up(sequence)
         if is_out_of_memory(error):
@@ -81,13 +83,13 @@ class Blame:
 
 
 def refuse_to_go_on(error: Exception) -> None:
-    """Raise EngineBroken if every later call on the device fails too."""
+    """Raise EngineBroken if every later call on the device would fail too."""
     if is_beyond_repair(error):
         raise EngineBroken(f"the device failed: {type(error).__name__}") from error
 
 
 def split_by_rows(sequences: list[Sequence], max_rows: int | None) -> list[list[Sequence]]:
-    """Return parts, in order, each of at most `max_rows` rows or of a single sequence."""
+    """Split sequences, in order, into parts of at most `max_rows` rows or of a single sequence."""
     parts: list[list[Sequence]] = []
     num_rows = 0
     for sequence in sequences:

@@ -1,12 +1,12 @@
 """CTranslate2Backend: greedy answers of T5 and Marian by CTranslate2, in float32 or int8.
 
-An extra, for who wants its int8 on an old CPU. It decodes by the batch: a group runs to its
-end in the step in which it joins, and rows that are finished leave the batch. What is not
-known to be exact there is refused by name: at loading if the checkpoint decides it, else in
-the request.
+It is an optional extra, for its int8 on old CPUs. It decodes by static batches: a group runs to
+completion in the step that admits it, and finished rows leave the batch. Whatever is not known to
+be exact with CTranslate2 is refused by name: at load if the checkpoint decides it, else for the
+request.
 
-Token ids go in and come out: the model is converted with a vocabulary of `t0`, `t1`, ..., so
-that its tokenizers and ours need not agree on anything.
+Token ids go in and come out. The model is converted with a vocabulary of `t0`, `t1`, ..., so the
+library's tokenizers are not used.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from engine.errors import Unloadable
 from engine.proof.proved_families import why_not_proved
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.limits import AS_CONFIGURED, Machine, sized
-from engine.protocol.messages import ModelCard, Request
+from engine.protocol.model_card import ModelCard
+from engine.protocol.request import Request
 from engine.sampling.resolve_params import SETTINGS
 from engine.text.processor import TextProcessor
 from engine.text.token_lengths import no_pause
@@ -50,21 +51,21 @@ class CTranslate2Backend(RunToCompletionBackend):
     ACTIVITY = "generating by CTranslate2"
 
     def __init__(self, spec: EngineSpec, checkpoint: Checkpoint) -> None:
-        """Takes the checkpoint's model away. Raises Unloadable."""
+        """Take the model out of the checkpoint and convert it. Raises Unloadable."""
         reason = why_not(spec, checkpoint)
         if reason is not None:
             raise Unloadable(
                 f'model {spec.alias!r} cannot run by CTranslate2: {reason}; use engine = "auto"'
             )
         self.checkpoint = checkpoint
-        # It keeps nothing between steps, so that free memory decides nothing.
+        # It keeps no state between steps, so its limits do not depend on free memory.
         machine = Machine("cpu", 0, checkpoint.card.max_context_tokens)
         self.sized = sized(spec, machine, "ctranslate2", AS_CONFIGURED)
         text = TextProcessor(spec, checkpoint, self.sized.spec.max_step_tokens)
         super().__init__(text, torch.device("cpu"))
         self.translator = translator_of(checkpoint, self.sized.spec)
         self.end_ids = sorted(checkpoint.eos_token_ids)
-        # What it holds is a copy, and one is enough.
+        # The library holds a copy of the weights, and one is enough.
         checkpoint.model = None
         self.card: ModelCard = replace(
             checkpoint.card,
@@ -74,13 +75,13 @@ class CTranslate2Backend(RunToCompletionBackend):
 
     @classmethod
     def load(cls, spec: EngineSpec) -> CTranslate2Backend:
-        """Raises Unloadable."""
+        """Load the checkpoint and convert it. Raises Unloadable."""
         return cls(spec, Checkpoint.load(spec))
 
     def encode(self, request: Request, between_slices: Callable[[], None] = no_pause) -> Sequence:
         sequence = self.text.encode(request, between_slices)
         refuse_unless_greedy(sequence.settings, "CTranslate2")
-        # Rows of one call may differ in all but this.
+        # Rows of one call must be equal in this alone.
         sequence.runs_to_completion = True
         sequence.batch_key = ("ctranslate2", sequence.settings.min_new_tokens)
         return sequence
@@ -90,12 +91,12 @@ class CTranslate2Backend(RunToCompletionBackend):
         results = self.translator.translate_batch(
             [[word(id_) for id_ in each.prompt_ids] for each in sequences],
             beam_size=1,
-            max_input_length=0,  # ours are within limits already
+            max_input_length=0,  # prompts are within limits already
             max_decoding_length=max(limits),
             min_decoding_length=sequences[0].settings.min_new_tokens,
             end_token=self.end_ids,
             return_end_token=True,
-            # It knows one limit for all; a row leaves the batch at its own.
+            # The library has one limit for all rows; a row leaves the batch at its own.
             callback=lambda step: step.step + 1 >= limits[step.batch_id],
         )
         forced = self.checkpoint.generation_config.forced_eos_token_id
@@ -109,7 +110,7 @@ class CTranslate2Backend(RunToCompletionBackend):
 
 
 def why_not(spec: EngineSpec, checkpoint: Checkpoint) -> str | None:
-    """The reason that its greedy answers may not be exact; None if they are known to be."""
+    """The reason that greedy answers may not be exact; None if they are known to be."""
     config, own = checkpoint.config, checkpoint.generation_config
     if config.model_type not in PROVED:
         return f"{config.model_type} is not among the proved families ({', '.join(PROVED)})"
@@ -140,7 +141,7 @@ def why_not(spec: EngineSpec, checkpoint: Checkpoint) -> str | None:
 
 
 def translator_of(checkpoint: Checkpoint, spec: EngineSpec) -> Any:
-    """The translator made from `checkpoint.model`, converted and loaded."""
+    """Return the translator that `checkpoint.model` is converted to. Raises Unloadable."""
     compute_type = COMPUTE_TYPES[spec.quantization]
     with tempfile.TemporaryDirectory(prefix="tidemill-") as folder:
         Converter(checkpoint).convert(
@@ -160,14 +161,14 @@ def word(token_id: int) -> str:
 
 
 class Converter(converters.TransformersConverter):
-    """Converts a model that is loaded already."""
+    """Converts a model that is already in memory."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__(checkpoint.card.checkpoint)
         self.checkpoint = checkpoint
 
     def _load(self) -> Any:
-        # The road by a path would load model and tokenizer again, and trust the latter.
+        # The converter's loader for a path would load the model again, and use its tokenizer.
         loader = converters._MODEL_LOADERS[type(self.checkpoint.config).__name__]
         with torch.no_grad():
             return loader(self.checkpoint.model, Words.of(self.checkpoint))
@@ -175,7 +176,7 @@ class Converter(converters.TransformersConverter):
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """A tokenizer, as far as a converter looks at it."""
+    """A stand-in for a tokenizer, with only the attributes that a converter reads."""
 
     num_words: int
     pad_token: str
@@ -200,8 +201,7 @@ class Words:
     def get_vocab(self) -> dict[str, int]:
         words = {word(each): each for each in range(self.num_words)}
         if self.drops_padding:
-            # The converter takes the last word away if it is called so: nothing comes of it,
-            # and the decoder starts from zeros.
+            # The converter drops a last word with this name: the decoder then starts from zeros.
             del words[self.pad_token]
             words["<pad>"] = self.num_words - 1
         return words

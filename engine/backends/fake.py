@@ -32,14 +32,9 @@ from engine.errors import (
 )
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.limits import AS_CONFIGURED, Machine, sized
-from engine.protocol.messages import (
-    Choice,
-    FinishReason,
-    Measurement,
-    ModelCard,
-    Output,
-    Request,
-)
+from engine.protocol.model_card import ModelCard
+from engine.protocol.output import Choice, FinishReason, Measurement, Output
+from engine.protocol.request import Request
 from engine.sampling.resolve_params import AnswerLimits, ResolvedParams, resolve
 from engine.text.characters import sanitize
 from engine.text.reasoning import THINK
@@ -47,12 +42,12 @@ from engine.text.stop_strings import cut_at_stop, stop_position
 from engine.text.token_lengths import no_pause
 
 MAX_CONTEXT_TOKENS = 1_000_000
-MAX_NATURAL_TOKENS = 16  # of an answer that nobody gave a length
+MAX_NATURAL_TOKENS = 16  # of an answer without a requested length
 CRASH_STATUS = 86  # how the process ends on `fake_crash_on`
 
 
 class FakeFailure(Exception):
-    """The failure of a prompt with `fake_fail_on`."""
+    """The error of a request whose prompt contains `fake_fail_on`."""
 
 
 class FakeBackend:
@@ -131,7 +126,7 @@ class FakeBackend:
             self.rows.pop(sequence.id, None)
 
     def check(self, running: Iterable[Sequence]) -> None:
-        """Raise InvariantBroken if rows are kept of other sequences than `running`."""
+        """Raise InvariantBroken unless exactly the sequences of `running` have rows."""
         ids = {each.id for each in running}
         if ids != self.rows.keys():
             raise InvariantBroken(f"rows of {sorted(self.rows)} are kept, but {sorted(ids)} run")
@@ -206,7 +201,7 @@ def spoken(token_ids: Iterable[int], words: list[str]) -> str:
 
 @dataclass(slots=True)
 class FakeRow:
-    """A row: its answer, and the number of its tokens so far."""
+    """One row: its whole answer, and the number of tokens it has so far."""
 
     words: list[str]
     state: int  # of the stream of words
@@ -215,7 +210,7 @@ class FakeRow:
     finish_reason: FinishReason | None = None
 
     def advance(self, settings: ResolvedParams) -> None:
-        """Draw the next word; set the finish reason if it is the last."""
+        """Generate the next word; set the finish reason if it is the last."""
         self.state = (self.state * 1103515245 + 12345) & 0x7FFFFFFF
         self.token_ids.append((self.state >> 8) % len(self.words))
         num_tokens = len(self.token_ids)
@@ -242,7 +237,7 @@ def _is_among(language: str, languages: tuple[str, ...]) -> bool:
 
 
 def fake_rows(sequence: Sequence) -> list[FakeRow]:
-    """A row for each sequence to return."""
+    """Return one row for each sequence to return."""
     request, settings = sequence.request, sequence.settings
     words = prompt_words(request)
     has_length = request.params.max_new_tokens is not None or request.params.max_length is not None
@@ -255,7 +250,10 @@ def fake_rows(sequence: Sequence) -> list[FakeRow]:
 
 
 def _stable_hash(request: Request, settings: ResolvedParams, words: list[str], index: int) -> int:
-    """Lengths and stop texts are left out: they cut an answer and do not change it."""
+    """Hash the request.
+
+    Lengths and stop texts are left out: they cut an answer and do not change it.
+    """
     fields = (
         request.task,
         request.source_language,

@@ -1,8 +1,8 @@
-"""GenerateBackend: `model.generate` over requests of like length and equal settings.
+"""GenerateBackend: `model.generate` over requests of similar length and equal settings.
 
-In float32 every answer is, token for token, what `model.generate` gives for that request
-alone. What decides that is the group of a sequence: only those that cannot disturb each
-other share one call. A step runs a group from its beginning to its end.
+In float32 every answer is token for token what `model.generate` gives for the request alone. The
+batch key ensures that: only sequences that cannot affect each other share a call. A step runs the
+sequences of a call to completion.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from engine.proof.batch_probe import ProbedAnswers, is_tried, why_not_batched
 from engine.proof.proved_families import why_not_proved
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.limits import AS_CONFIGURED, Machine, sized
-from engine.protocol.messages import ModelCard, Request
+from engine.protocol.model_card import ModelCard
+from engine.protocol.request import Request
 from engine.sampling.grammar_processor import GrammarProcessor
 from engine.sampling.logits_processors import (
     LOOKS_AT_THE_PROMPT,
@@ -44,16 +45,17 @@ from engine.text.token_lengths import no_pause
 
 log = logging.getLogger(__name__)
 
-# Settings of a checkpoint's own that look at the row so far, with the value at which they do
-# nothing. In a decoder-only model the row begins with the prompt, so that its padding would show,
-# as it would to LOOKS_AT_THE_PROMPT. The row of an encoder-decoder is never padded in front.
+# A checkpoint's settings that depend on the earlier tokens of the row, with their neutral values.
+# In a decoder-only model the row begins with the prompt, so these settings, like
+# LOOKS_AT_THE_PROMPT, would see its padding. The row of an encoder-decoder is never padded in
+# front.
 LOOKS_AT_THE_ROW: dict[str, Any] = {
     "bad_words_ids": None,
     "sequence_bias": None,
     "exponential_decay_length_penalty": None,
     "begin_suppress_tokens": None,
 }
-# Those by which one row of a call depends on the others or on a state of its own.
+# Settings that make a row depend on other rows of the call or on state.
 RUNS_ALONE: dict[str, Any] = {
     "guidance_scale": 1.0,
     "watermarking_config": None,
@@ -65,18 +67,18 @@ RUNS_ALONE: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class BatchKey:
-    """The settings that sequences of one call have in common."""
+    """The settings that the sequences of one call have in common."""
 
-    settings: ResolvedParams  # without what may differ from row to row
+    settings: ResolvedParams  # without settings that may differ from row to row
     length_class: Hashable
     forced_bos_token_id: int | None
     decoder_start_token_id: int | None
-    alone: int | None  # the id of a request that shares with nobody
+    alone: int | None  # the id of a request that may not share a call
 
 
 @dataclass(frozen=True, slots=True)
 class Sharing:
-    """The verdict of an earlier probe on requests that share a call."""
+    """The verdict of an earlier probe: whether requests may share a call."""
 
     why_alone: str | None  # None: they may
 
@@ -89,8 +91,9 @@ class GenerateBackend(RunToCompletionBackend):
         reason: str = AS_CONFIGURED,
         sharing: Sharing | None = None,
     ) -> None:
-        """reason: why not in flight
-        sharing: None: is found out here if it is not known of the family"""
+        """reason:  why the checkpoint does not run in flight
+        sharing: None: the probe runs now, unless the model is of a proved family
+        """
         device = checkpoint.model.device
         machine = Machine(device.type, free_bytes(device), checkpoint.card.max_context_tokens)
         self.sized = sized(spec, machine, "exact", reason)
@@ -101,7 +104,7 @@ class GenerateBackend(RunToCompletionBackend):
         self.checkpoint = checkpoint
         self.model = checkpoint.model
         self.is_encoder_decoder: bool = checkpoint.config.is_encoder_decoder
-        self.freshness: Freshness | None = None  # of what runs alone
+        self.freshness: Freshness | None = None  # if requests run one by one
         self.probed = ProbedAnswers(self.kept_apart())
         self.why_alone: str | None = None  # why its requests may not share a call
         self._card: ModelCard = checkpoint.card
@@ -110,11 +113,11 @@ class GenerateBackend(RunToCompletionBackend):
             self._try_batches(why_not if reason == AS_CONFIGURED else reason, sharing)
 
     def _try_batches(self, why_not: str, sharing: Sharing | None) -> None:
-        """Let requests share calls if that is shown to change nothing.
+        """Probe whether requests that share a call get the same answers, and allow sharing if so.
 
-        why_not: why it is not known beforehand
+        why_not: why the model is not of a proved family
         """
-        # What runs alone may also leave something on the model for the next request.
+        # A request that runs alone may also change the model for the next one.
         freshness = Freshness(self.model)
         self.why_alone = why_not_batched(self, freshness) if sharing is None else sharing.why_alone
         if self.why_alone is None:
@@ -131,12 +134,12 @@ class GenerateBackend(RunToCompletionBackend):
         self._card = replace(self._card, engine_reason=reason)
 
     def kept_apart(self) -> dict[str, Any]:
-        """The settings that keep a request from company or padding, as they do nothing."""
+        """The settings that forbid sharing a call or padding, each with its neutral value."""
         return {**LOOKS_AT_THE_PROMPT, **LOOKS_AT_THE_ROW, **RUNS_ALONE}
 
     @classmethod
     def load(cls, spec: EngineSpec) -> GenerateBackend:
-        """Raises Unloadable."""
+        """Load the checkpoint. Raises Unloadable."""
         return cls(spec, Checkpoint.load(spec))
 
     @property
@@ -155,8 +158,8 @@ class GenerateBackend(RunToCompletionBackend):
         shared = replace(settings, seed=None, stop=())
         alone = None if self.why_alone is None else request.id
         if settings.num_beams > 1:
-            # Beams of one request draw from one stream and stop as one, which a call that
-            # serves several cannot give each of them.
+            # Beams of one request draw from one random stream and stop together, which a call of
+            # several requests cannot do for each.
             if settings.do_sample or settings.stop:
                 alone = request.id
         elif own.get("forced_eos_token_id") is None:
@@ -201,7 +204,7 @@ class GenerateBackend(RunToCompletionBackend):
         if draws_here:
             processors.extend(take_sampling_processors(self.model, config))
             processors.append(PerRequestSampler(group, self.model.device))
-            # `generate` still draws, but from what the sampler left: one token.
+            # `generate` still samples, but the sampler has left only one token.
         with torch.inference_mode(), seeded(self.model.device, settings.seed):
             if self.freshness is not None:
                 self.freshness.restore()
@@ -227,7 +230,7 @@ class GenerateBackend(RunToCompletionBackend):
         return completions
 
     def generation_config(self, sequences: tuple[Sequence, ...]) -> Any:
-        """Complete: nothing in it is left for `generate` to fill in."""
+        """Return a complete generation configuration: `generate` has no defaults to fill in."""
         first = sequences[0]
         config = copy.copy(self.checkpoint.generation_config)  # nothing within it is changed
         settings = first.settings.to_json()
@@ -250,9 +253,9 @@ class GenerateBackend(RunToCompletionBackend):
         return config
 
     def padded(self, sequences: tuple[Sequence, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-        """(requests, longest prompt) int64: token ids, and 1 where there is one.
+        """Return the token ids and attention mask of the prompts: (requests, longest) int64.
 
-        A decoder goes on from its last column, so it is padded on the left.
+        Prompts of a decoder-only model are padded on the left, since it continues the last column.
         """
         width = max(len(each.prompt_ids) for each in sequences)
         pad_id = self.checkpoint.pad_token_id
@@ -272,7 +275,7 @@ class GenerateBackend(RunToCompletionBackend):
 
 @contextlib.contextmanager
 def refusing_beams_by_name(settings: ResolvedParams) -> Iterator[None]:
-    """Raise UnsupportedParameter where `generate` says that a model's cache allows no beams."""
+    """Raise UnsupportedParameter where `generate` reports that a cache has no beam search."""
     try:
         yield
     except ValueError as error:
@@ -283,10 +286,10 @@ def refusing_beams_by_name(settings: ResolvedParams) -> Iterator[None]:
 
 
 def length_class(num_tokens: int) -> tuple[str, int]:
-    """Lengths within a factor of about 1.4 share one, so that little is computed on padding."""
+    """Group lengths within a factor of about 1.4, so that a call computes little padding."""
     return ("about", int(2 * math.log2(num_tokens)))
 
 
 def differs(own: Any, neutral: dict[str, Any]) -> bool:
-    """Whether the checkpoint sets one of these to something."""
+    """Whether the checkpoint sets any of these to other than its neutral value."""
     return any(own.get(name, value) not in (value, None) for name, value in neutral.items())

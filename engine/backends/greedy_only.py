@@ -1,7 +1,7 @@
-"""Greedy: what an engine that takes the likeliest token, and knows nothing else, refuses by name.
+"""The parameters that a greedy-only backend (vLLM, CTranslate2) refuses by name.
 
-Its libraries know more settings, under like names; none of them is known to give the tokens
-of `model.generate`.
+The libraries have more settings, under similar names; none of them is known to give the tokens of
+`model.generate`.
 """
 
 from __future__ import annotations
@@ -13,20 +13,21 @@ from engine.backends.attended_settings import INERT, NEUTRAL
 from engine.errors import UnsupportedParameter
 from engine.sampling.resolve_params import SETTINGS, ResolvedParams
 
-# What a request may have to be greedy: anything else could change the tokens.
+# The settings of a greedy request; any other value could change the tokens.
 GREEDY = ResolvedParams(max_new_tokens=1)
 FREE = ("max_new_tokens", "min_new_tokens", "seed", "temperature", "top_k", "top_p")
 IDLE_WITHOUT_BEAMS = ("length_penalty", "early_stopping")
 
 
 def refuse_unless_greedy(settings: ResolvedParams, library: str) -> None:
-    """Raises UnsupportedParameter with the first that is not."""
+    """Raise UnsupportedParameter for the first setting that is not greedy."""
     for name in SETTINGS:
         if name in FREE or name in IDLE_WITHOUT_BEAMS:
             continue
         value, wanted = getattr(settings, name), getattr(GREEDY, name)
         if name == "stop" and value:
-            # A special token among them too. They are a user's text, and so not repeated.
+            # Special tokens as well. A stop string is a user's text, so the message does not quote
+            # it.
             raise UnsupportedParameter(
                 name,
                 f"an answer that ends at a text is not known to be exact with {library}; leave "
@@ -41,7 +42,7 @@ def refuse_unless_greedy(settings: ResolvedParams, library: str) -> None:
 
 
 def not_attended_to(own: Mapping[str, Any], attended_to: frozenset[str]) -> str | None:
-    """The first setting of a checkpoint's own that would be passed over and has a say."""
+    """The first of a checkpoint's settings that matters and that the library would ignore."""
     for name, value in own.items():
         known = name in attended_to or name in INERT or value == NEUTRAL.get(name)
         if value is not None and not known:
@@ -50,8 +51,10 @@ def not_attended_to(own: Mapping[str, Any], attended_to: frozenset[str]) -> str 
 
 
 def with_forced_end(row: list[int], max_tokens: int, forced: int | list[int] | None) -> list[int]:
-    """A checkpoint may want its end as the last token that fits; nothing follows it, so
-    that it can be put there afterwards."""
+    """Put the checkpoint's forced last token at the end of a row that has the maximal length.
+
+    No token follows it, so it can be written after generation.
+    """
     if forced is None or len(row) < max_tokens:
         return row
     return [*row[: max_tokens - 1], forced if isinstance(forced, int) else forced[0]]

@@ -1,17 +1,14 @@
-"""InflightBackend: continuous batching. A step computes a token for sequences that are at
-different points of their answers.
+"""InflightBackend: continuous batching. A step computes one token for each running row.
 
-All that differs from row to row (lengths, positions, logits processors, draws) is kept by
-sequence. A step that fails is run again one sequence at a time, so that only the culprit is
-blamed.
+Lengths, positions, logits processors and random draws are kept for each sequence. A step that fails
+is run again one sequence at a time, so that only the culprit fails.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol, cast
 
 import torch
 from torch import Tensor
@@ -21,65 +18,18 @@ from engine.backends.generate import GenerateBackend
 from engine.core.completion import Completion
 from engine.core.sequence import Sequence
 from engine.errors import InvariantBroken
-from engine.kv_cache.base import KVCacheManager, SequenceCache
+from engine.kv_cache.base import SequenceCache
 from engine.logging import error_location
+from engine.runners.base import Runner
 from engine.sampling.beam_search import BeamSearch
 from engine.sampling.sampler import Sampler, TokenChoice
 
 log = logging.getLogger(__name__)
 
 
-class Runner(Protocol):
-    """The forward passes of one family of models."""
-
-    @property
-    def kv_cache(self) -> KVCacheManager:
-        """The keys and values of its sequences."""
-
-    def refresh(self) -> None:
-        """Look at the model anew, whose configuration was changed. No sequence runs."""
-
-    def start_ids(self, sequence: Sequence) -> tuple[int, ...]:
-        """The tokens of a row before the first new one."""
-
-    def prefill(self, sequences: list[Sequence]) -> tuple[list[SequenceCache], Tensor | None]:
-        """Compute prompts. Returns their caches, and the logits of each first new token,
-        (sequences, vocab), or None where those come from the first step."""
-
-    def decode(self, caches: list[SequenceCache], tokens: list[int]) -> Tensor:
-        """Compute a step: store the newest token of each row, which the caller then counts, and
-        return the logits of the next, (rows, vocab), good until the next call."""
-
-    def prefill_and_decode(
-        self, sequences: list[Sequence], caches: list[SequenceCache], tokens: list[int]
-    ) -> tuple[list[SequenceCache], Tensor] | None:
-        """Prefill and decode in one forward pass. Returns the caches of the prompts, and the logits
-        of the step and then of the prompts: (rows + sequences, vocab). None if it takes more than
-        one."""
-
-
-class SliceRunner(Runner, Protocol):
-    """A runner that reads a prompt up to its sequence's `num_read_tokens`, and then goes on.
-
-    begun: the caches, by id, of those whose prompts were read in part
-    """
-
-    def prefill(
-        self, sequences: list[Sequence], begun: Mapping[int, SequenceCache] = ...
-    ) -> tuple[list[SequenceCache], Tensor | None]: ...
-
-    def prefill_and_decode(
-        self,
-        sequences: list[Sequence],
-        caches: list[SequenceCache],
-        tokens: list[int],
-        begun: Mapping[int, SequenceCache] = ...,
-    ) -> tuple[list[SequenceCache], Tensor] | None: ...
-
-
 @dataclass(frozen=True, slots=True)
 class RunningSequence:
-    """A sequence between its first step and its last."""
+    """A sequence between its first step and its last, with its cache and its sampler."""
 
     sequence: Sequence
     cache: SequenceCache
@@ -87,11 +37,10 @@ class RunningSequence:
 
 
 class InflightBackend:
-    """Always: each sequence that runs owns a cache, and no other does."""
+    """Runs sequences in flight. Always: each running sequence owns a cache, and no other does."""
 
     def __init__(self, exact: GenerateBackend, runner: Runner) -> None:
-        """exact: gives the generation configuration and cuts the answers, so that both backends
-        agree"""
+        """exact: provides the generation configuration and the text processing"""
         self.exact = exact
         self.runner = runner
         self.running_sequences: dict[int, RunningSequence] = {}
@@ -100,14 +49,16 @@ class InflightBackend:
     def run(
         self, running: tuple[Sequence, ...], reading: tuple[Sequence, ...]
     ) -> list[Completion | None]:
-        """Compute what the step reads of the prompts of `reading`, and a token of each row of
-        `running`: how each sequence ended, or None where it goes on."""
+        """Read more of each prompt of `reading`, and decode a token for each row of `running`.
+
+        Returns the completion of each sequence that ended, None for the others.
+        """
         mixed = self._run_mixed(list(running), list(reading))
         if mixed is not None:
             return mixed
         read = self.blame.run(list(reading), self._prefill, "reading the prompt")
         results = dict(zip(reading, read, strict=True))
-        # An encoder-decoder's first token comes from the step, beside those of the others.
+        # An encoder-decoder's first token comes from the decode step of all rows.
         encoded = [each for each in reading if self._has_no_token(each)]
         decoding = [*running, *encoded]
         decoded = self.blame.run(decoding, self._decode, "a decoding step")
@@ -117,7 +68,7 @@ class InflightBackend:
     def _run_mixed(
         self, running: list[Sequence], reading: list[Sequence]
     ) -> list[Completion | None] | None:
-        """Run the whole step in one forward pass; None where that cannot be, or fails."""
+        """Run the whole step in one forward pass; None where that is impossible or fails."""
         if not running or not reading:
             return None
         if len(split_by_rows([*running, *reading], self.blame.max_rows)) != 1:
@@ -127,11 +78,7 @@ class InflightBackend:
         begun = self._begun(reading)
         try:
             caches = [each.cache for each in decoding]
-            if begun:
-                runner = cast(SliceRunner, self.runner)  # only its prompts are read in slices
-                mixed = runner.prefill_and_decode(reading, caches, tokens, begun)
-            else:
-                mixed = self.runner.prefill_and_decode(reading, caches, tokens)
+            mixed = self.runner.prefill_and_decode(reading, caches, tokens, begun)
             if mixed is None:
                 return None
             caches, logits = mixed
@@ -142,7 +89,7 @@ class InflightBackend:
             argmax = self._argmax(logits, [*decoding, *read])
         except Exception as error:
             refuse_to_go_on(error)
-            # In separate passes the culprit can be found.
+            # Separate passes follow, which find the culprit.
             log.warning("mixed step failed", extra={"error": error_location(error)})
             self.drop(each for each in reading if each.id not in begun)
             return None
@@ -151,7 +98,7 @@ class InflightBackend:
         return self._choose([*decoding, *read], logits, argmax)
 
     def _begun(self, reading: list[Sequence]) -> dict[int, SequenceCache]:
-        """The caches of those whose prompts were read in part."""
+        """The caches of the sequences whose prompts were partly read, by id."""
         return {
             each.id: self.running_sequences[each.id].cache
             for each in reading
@@ -169,9 +116,9 @@ class InflightBackend:
                 running.cache.clear()
 
     def check(self, running: Iterable[Sequence]) -> None:
-        """Raise InvariantBroken unless these sequences own caches, and no others.
+        """Raise InvariantBroken unless exactly these sequences own caches.
 
-        running: those that the scheduler runs; none while the loop is idle
+        running: the sequences that the scheduler runs; none while the loop is idle
         """
         ids = {each.id for each in running}
         if ids != self.running_sequences.keys():
@@ -192,7 +139,7 @@ class InflightBackend:
         tokens = [token for each in decoding for token in each.choice.next_ids]
         logits = self.runner.decode([each.cache for each in decoding], tokens)
         argmax = self._argmax(logits, decoding)
-        # From here on nothing is run again.
+        # From here on no step is repeated.
         for each in decoding:
             each.cache.commit_token()
         return self._choose(decoding, logits, argmax)
@@ -201,10 +148,7 @@ class InflightBackend:
         begun = self._begun(sequences)
         # A prefill that failed may have left them running.
         self.drop(each for each in sequences if each.id not in begun)
-        if begun:
-            caches, logits = cast(SliceRunner, self.runner).prefill(sequences, begun)
-        else:
-            caches, logits = self.runner.prefill(sequences)
+        caches, logits = self.runner.prefill(sequences, begun)
         read = self._start_running(sequences, caches)
         if logits is None:
             return [None] * len(read)
@@ -245,7 +189,9 @@ class InflightBackend:
     def _choose(
         self, running_sequences: list[RunningSequence], logits: Tensor, argmax: list[int]
     ) -> list[Completion | None]:
-        """Choose the next token of each row: how each sequence ended with it, or None.
+        """Choose the next token of each row.
+
+        Returns the completion of each sequence that ended with it.
 
         logits: (rows, vocab)
         """
@@ -253,7 +199,7 @@ class InflightBackend:
         at = 0
         for running in running_sequences:
             end = at + running.cache.num_rows
-            is_read = running.sequence.is_read  # else what comes after a part of it is known
+            is_read = running.sequence.is_read  # otherwise the next token is a prompt token
             results.append(
                 self._choose_one(running, logits[at:end], argmax[at:end]) if is_read else None
             )
@@ -269,7 +215,8 @@ class InflightBackend:
             if choice.parents is not None:
                 running.cache.reorder(choice.parents)
         except Exception as error:
-            # Not raised: the others of this step have theirs, and must not draw again.
+            # Not raised: the other sequences of the step have their tokens and must not sample
+            # again.
             return self.blame.failed(running.sequence, error, "choosing a token")
         if not has_ended:
             return None
@@ -283,5 +230,5 @@ class InflightBackend:
     def _clean_up(self, culprit: Sequence | None) -> None:
         if culprit is not None:
             self.drop([culprit])
-        # A prefill that failed may have made caches that no sequence was given.
+        # A prefill that failed may have left caches without a sequence.
         self.runner.kv_cache.free_all_but(each.cache for each in self.running_sequences.values())

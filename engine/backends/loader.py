@@ -1,4 +1,4 @@
-"""Loader: the engine that a spec means: in flight by name, in flight by proof, or by `generate`."""
+"""Loads the backend that a spec asks for: in flight by name, in flight by proof, or `generate`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 def load(spec: EngineSpec) -> RouterBackend | GenerateBackend:
-    """The engine that the spec means. Raises Unloadable."""
+    """Load the backend that the spec asks for. Raises Unloadable."""
     checkpoint = Checkpoint.load(spec)
     reason = why_not_in_flight(checkpoint)
     if spec.engine == "exact":
@@ -38,7 +38,7 @@ def load(spec: EngineSpec) -> RouterBackend | GenerateBackend:
 def load_unlisted(
     spec: EngineSpec, checkpoint: Checkpoint, why_not_listed: str
 ) -> RouterBackend | GenerateBackend:
-    """Load in flight if that is proved on the checkpoint now, or was before. Raises Unloadable."""
+    """Load the in-flight backend if a proof passes now or passed before. Raises Unloadable."""
     key = verdicts.key_of(spec, checkpoint)
     kept = verdicts.read(key)
     why_not = why_not_tried(checkpoint)
@@ -82,11 +82,11 @@ def load_unlisted(
 
 
 def why_not_tried(checkpoint: Checkpoint) -> str | None:
-    """A reason that no few short requests would show; None if a proof is worth its time."""
+    """A reason that a few short requests could not reveal; None if a proof is worth its time."""
     config = checkpoint.config
     if (rope := length_bound_rope(config)) is not None and rotary_switch_of(config) is None:
         return rope
-    # Of the tokens of a step, all rows together. What counts by row shows in a proof.
+    # Experts with a capacity for the tokens of a step; one for each row would show in a proof.
     if getattr(config, "moe_eval_capacity_token_fraction", 1.0) < 1.0:
         return "its experts take a bounded number of tokens, for which rows compete"
     if config.is_encoder_decoder and start_id_of(checkpoint) is None:

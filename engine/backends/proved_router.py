@@ -1,6 +1,6 @@
-"""Proved router: a checkpoint that no list names, in flight by the first way that its proof passes.
+"""Loads a checkpoint of no listed family in flight, by the first way whose proof passes.
 
-The fast way, with our attention and cache, is tried before the model's own.
+The fast way, with our attention and KV cache, is tried before the model's own.
 """
 
 from __future__ import annotations
@@ -37,8 +37,7 @@ FAST, OWN_CACHE = "the fast way", "its own attention and cache"
 def proved(
     spec: EngineSpec, checkpoint: Checkpoint, exact: GenerateBackend
 ) -> tuple[RouterBackend, str, str]:
-    """The backend, its way, and how that was proved: the fast way where it passes. Raises
-    Disproved."""
+    """Return the backend, its way, and how it was proved. Raises Disproved."""
     alone = alone_or_disproved(exact)
     loaded = exact.freshness
     try:
@@ -90,7 +89,7 @@ def refuse_if_it_answers_nothing(exact: GenerateBackend) -> None:
 def proved_by(
     way: str, spec: EngineSpec, checkpoint: Checkpoint, exact: GenerateBackend, alone: AnsweredAlone
 ) -> tuple[RouterBackend, Proof]:
-    """Raises Disproved."""
+    """Load and prove the backend by one way. Raises Disproved."""
     try:
         router = RouterBackend(
             spec, checkpoint, poisoned=True, exact=exact, by_own_cache=way == OWN_CACHE
@@ -105,7 +104,7 @@ def proved_by(
         raise Disproved(reason) from error
     runner = router.in_flight.runner
     if isinstance(runner, OwnCacheRunner) and runner.has_own_form:
-        alone = alone.without_beams()  # `generate` leaves such states where rows change places
+        alone = alone.without_beams()  # `generate` does not reorder such states
     router.has_beams = alone.has_beams
     proof = prove_padded_or_not(exact, router, alone)
     kv_cache = runner.kv_cache
@@ -117,7 +116,7 @@ def proved_by(
 def prove_padded_or_not(
     exact: GenerateBackend, router: RouterBackend, alone: AnsweredAlone
 ) -> Proof:
-    """Prove the backend with as much padding as changes no answer. Raises Disproved."""
+    """Prove the backend with padding, else with as much as changes no answer. Raises Disproved."""
     runner = router.in_flight.runner
     try:
         return prove(exact, runner, router.has_beams, alone)
@@ -125,7 +124,7 @@ def prove_padded_or_not(
         if not isinstance(runner, OwnCacheRunner):
             raise
         if runner.pads_prompts:
-            runner.pads_prompts = False  # it may be that alone
+            runner.pads_prompts = False  # padding may be the only fault
             return prove(exact, runner, router.has_beams, alone)
         if not exact.is_encoder_decoder:
             raise

@@ -1,7 +1,7 @@
-"""RouterBackend: in flight what is proved to be exact there, by `model.generate` the rest.
+"""RouterBackend: runs in flight what is proved exact there, and the rest by `model.generate`.
 
-Both run on one loaded model. A request that must go to `generate` is run to its end in the
-step in which it joins, with its like; the sequences in flight wait that long and go on.
+Both backends share one loaded model. A request for `generate` runs to completion in the step that
+admits it; the sequences in flight wait for that step and continue.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from engine.attention.layers import kv_shape_of, windows_of
 from engine.attention.selection import kv_cache_for
 from engine.backends.attended_settings import reason_of, unattended
 from engine.backends.generate import GenerateBackend
-from engine.backends.inflight import InflightBackend, Runner
+from engine.backends.inflight import InflightBackend
 from engine.checkpoint.loader import Checkpoint
 from engine.checkpoint.model_state import Freshness
 from engine.checkpoint.weights.layout import lay_out
@@ -34,7 +34,10 @@ from engine.kv_cache.prefix_cache import PrefixCache
 from engine.proof.batch_probe import LEAVES_CHANGES
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.limits import sized
-from engine.protocol.messages import Measurement, ModelCard, Output, Request
+from engine.protocol.model_card import ModelCard
+from engine.protocol.output import Measurement, Output
+from engine.protocol.request import Request
+from engine.runners.base import Runner
 from engine.runners.causal import CausalRunner
 from engine.runners.length_switches import rotary_switch_of
 from engine.runners.own_cache import OwnCacheRunner, probe_row_size
@@ -43,7 +46,7 @@ from engine.sampling.beam_search import supports_beam_search
 from engine.sampling.resolve_params import ResolvedParams
 from engine.text.token_lengths import no_pause
 
-IN_FLIGHT = "in flight"  # the one group of all that share steps
+IN_FLIGHT = "in flight"  # the batch key of all sequences in flight
 # Rows for which a proof must find memory, however few the spec allows.
 MIN_PROOF_ROWS = 32
 
@@ -58,10 +61,11 @@ class RouterBackend:
         exact: GenerateBackend | None = None,
         by_own_cache: bool = False,
     ) -> None:
-        """poisoned: memory that must not be read is NaN, or far off; for tests
-        is_paged: keys and values in one; None: on a GPU
-        exact: if it was made before, of weights that are laid out
-        by_own_cache: attention and cache are the model's own, of which nothing is known"""
+        """poisoned:     fill memory that must not be read with NaN or extreme values; for tests
+        is_paged:     whether the KV cache is paged; None: on a GPU only
+        exact:        the `generate` backend, if it exists already; its weights are laid out
+        by_own_cache: use the model's own attention and cache
+        """
         self.spec = spec
         self.checkpoint = checkpoint
         self.exact = exact or GenerateBackend(spec, checkpoint)
@@ -72,12 +76,12 @@ class RouterBackend:
         )
         if exact is None:
             lay_out(checkpoint.model, spec, checkpoint.reload)
-        self.row_size: RowSize | None  # of what a model keeps; None: by its tokens alone
+        self.row_size: RowSize | None  # of the cache; None: one slot for each token
         if by_own_cache:
             runner = self._runner_by_own_cache(poisoned)
         else:
             runner = self._runner(poisoned, is_paged)
-        if self.exact.freshness is not None:  # with what the runner put into the model
+        if self.exact.freshness is not None:  # a new snapshot, after the runner changed the model
             self.exact.freshness = Freshness(checkpoint.model)
             if isinstance(runner, OwnCacheRunner):
                 runner.freshness = self.exact.freshness
@@ -111,16 +115,16 @@ class RouterBackend:
         checkpoint = self.checkpoint
         model = checkpoint.model
         self.row_size, form = probe_row_size(model)
-        # As if all layers were one with one head.
+        # Described as a single layer with a single head.
         num_numbers = -(-self.row_size.place_bytes // (2 * model.dtype.itemsize))
         shape = KVShape(1, 1, num_numbers, model.dtype, model.device)
-        # Nothing is reserved, so that there is no room to be planned.
+        # This cache reserves no memory, so none is planned.
         machine = replace(machine_for(checkpoint, shape), max_paged_tokens=None)
         self.sized = sized(self.spec, machine, "inflight", self.reason)
         kv_cache = JoinedKVCache(shape, poisoned)
-        renew(self.exact)  # after the look at what it keeps of a row
+        renew(self.exact)  # after `probe_row_size`
         runner = OwnCacheRunner(model, kv_cache, start_id_of(checkpoint), form)
-        # A recurrence reads padding, and temperatures count it.
+        # A recurrent layer reads padding, and temperatures count it.
         runner.pads_prompts = not (
             model.config.is_encoder_decoder
             or self.row_size.state_bytes
@@ -131,12 +135,12 @@ class RouterBackend:
 
     @property
     def pads_rows(self) -> bool:
-        """Whether rows of several lengths share a pass."""
+        """Whether rows of different lengths share a pass."""
         runner = self.in_flight.runner
         return not isinstance(runner, OwnCacheRunner) or runner.pads_rows
 
     def note_proof(self, how: str) -> None:
-        """Let the card and the settings say how it was proved."""
+        """Record in the model card and the settings how the checkpoint was proved."""
         self.reason = reason_of(self.exact, how)
         self.card = replace(self.card, engine_reason=self.reason)
         if self.spec.engine == "auto":
@@ -160,8 +164,7 @@ class RouterBackend:
         return self.text.measure(request, self.max_cached_prompt, between_slices)
 
     def max_cached_prompt(self, settings: ResolvedParams) -> int:
-        """The most tokens of a prompt for which, with its answers, the cache has room; below 0 if
-        the answers alone have none."""
+        """The longest prompt that fits into the cache with its answers; below 0 if none does."""
         spec = self.sized.spec
         assert spec.max_cache_tokens is not None
         assert spec.max_step_tokens is not None
@@ -170,7 +173,7 @@ class RouterBackend:
         return bisect_right(lengths, spec.max_cache_tokens, key=needed) - 1
 
     def route(self, sequence: Sequence) -> None:
-        """Let it run in flight."""
+        """Schedule the sequence in flight."""
         sequence.batch_key = IN_FLIGHT
         sequence.runs_to_completion = False
         if self.reads_slices:
@@ -182,7 +185,7 @@ class RouterBackend:
         sequence.num_cache_tokens = self.num_cache_tokens(sequence.settings, num_prompt)
 
     def num_cache_tokens(self, settings: ResolvedParams, num_prompt: int) -> int:
-        """The places in the cache of a prompt of so many tokens and of its longest answers."""
+        """The number of cache slots that a prompt and its longest answers take."""
         num_columns = 1 if self.exact.is_encoder_decoder else num_prompt
         num_places = num_columns + settings.max_new_tokens
         if self.row_size is not None:
@@ -215,14 +218,14 @@ class RouterBackend:
             results = self.in_flight.run(plan.running, plan.reading + admitted)
         if runs_to_completion:
             results += self.exact.run(StepPlan((), plan.admitted))
-            renew(self.exact)  # frequencies that have grown
+            renew(self.exact)  # such as rotary frequencies that have grown
         return results
 
     def drop(self, sequences: Iterable[Sequence]) -> None:
         self.in_flight.drop(sequences)
 
     def check(self, running: Iterable[Sequence]) -> None:
-        """Raise InvariantBroken if a KV cache is kept for other sequences than `running`."""
+        """Raise InvariantBroken unless exactly the sequences of `running` own caches."""
         self.in_flight.check(running)
 
     def decode(self, completion: Completion) -> Output:
@@ -230,12 +233,12 @@ class RouterBackend:
 
 
 def leaves_changes(exact: GenerateBackend) -> bool:
-    """Whether a request was seen to change the model for the next."""
+    """Whether the probe saw a request change the model for the next one."""
     return exact.why_alone is not None and exact.why_alone.startswith(LEAVES_CHANGES)
 
 
 def renew(exact: GenerateBackend) -> None:
-    """Put back what was left on a model that may not keep it."""
+    """Undo the changes that a request left on a model on which they would affect the next one."""
     if exact.freshness is not None:
         with torch.inference_mode():
             exact.freshness.restore()

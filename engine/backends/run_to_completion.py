@@ -1,4 +1,4 @@
-"""RunToCompletionBackend: a step runs the sequences that it admits from beginning to end."""
+"""RunToCompletionBackend: a step runs the sequences that it admits to completion."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from engine.core.completion import Completion
 from engine.core.scheduler import StepPlan
 from engine.core.sequence import Sequence
 from engine.errors import InvariantBroken
-from engine.protocol.messages import Measurement, Output, Request
+from engine.protocol.output import Measurement, Output
+from engine.protocol.request import Request
 from engine.text.processor import TextProcessor
 from engine.text.token_lengths import no_pause
 
 
 class RunToCompletionBackend(ABC):
-    """The part of a Backend that follows from keeping nothing between steps."""
+    """Base class of the backends that keep no state between steps."""
 
     ACTIVITY: ClassVar[str] = "generating"  # in the error of a request that failed
 
@@ -29,12 +30,12 @@ class RunToCompletionBackend(ABC):
 
     @property
     def max_rows(self) -> int | None:
-        """The most rows of one call, once memory was too small for more."""
+        """The most rows of one call, after memory ran out; None: as the limits allow."""
         return self.blame.max_rows
 
     @abstractmethod
     def run_together(self, sequences: list[Sequence]) -> list[Completion | None]:
-        """Run sequences of one batch key in one call; whatever it raises is blamed on them."""
+        """Run sequences of one batch key in one call. If it raises, the culprit is searched for."""
 
     def measure(
         self, request: Request, between_slices: Callable[[], None] = no_pause

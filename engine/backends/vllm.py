@@ -1,10 +1,9 @@
-"""VllmBackend: greedy answers of decoder-only models by vLLM, whose sequences join and leave at
-every step.
+"""VllmBackend: greedy answers of decoder-only models by vLLM, with continuous batching.
 
-An extra, for who has vLLM in use already. It reads the checkpoint itself and keeps the keys and
-values; prompts, settings, limits and texts are ours, so that token ids go in and come out. What
-is not known to be exact there is refused by name: at loading if the checkpoint decides it, else
-in the request.
+It is an optional extra, for those who run vLLM already. vLLM loads the checkpoint and owns the KV
+cache; prompts, settings, limits and texts are ours, so token ids go in and come out. Whatever is
+not known to be exact with vLLM is refused by name: at load if the checkpoint decides it, else for
+the request.
 """
 
 from __future__ import annotations
@@ -35,14 +34,16 @@ from engine.logging import error_location
 from engine.proof.proved_families import odd_attention
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.limits import AS_CONFIGURED, Sized, sized
-from engine.protocol.messages import Measurement, ModelCard, Output, Request
+from engine.protocol.model_card import ModelCard
+from engine.protocol.output import Measurement, Output
+from engine.protocol.request import Request
 from engine.sampling.resolve_params import SETTINGS, ResolvedParams
 from engine.text.processor import TextProcessor
 from engine.text.token_lengths import no_pause
 
 log = logging.getLogger(__name__)
 
-# Families through which tests/parity goes.
+# Families that tests/parity covers.
 PROVED = ("gpt2", "llama", "mistral", "opt", "qwen2", "qwen3")
 # Kinds of rotary positions, of those that do not depend on the length.
 PROVED_ROPES = ("default", "linear", "llama3")
@@ -51,14 +52,14 @@ ATTENDED_TO = frozenset(SETTINGS) | {
     "bos_token_id", "eos_token_id", "forced_eos_token_id", "max_length", "min_length",
     "pad_token_id",
 }  # fmt: skip
-IN_FLIGHT = "vllm"  # the one group of all that share steps
+IN_FLIGHT = "vllm"  # the batch key of all sequences in vLLM
 
 
 class VllmBackend:
-    """Always: vLLM holds the sequences of `running`, and no others."""
+    """Runs sequences in vLLM. Always: vLLM holds exactly the sequences of `running`."""
 
     def __init__(self, spec: EngineSpec, checkpoint: Checkpoint) -> None:
-        """Takes the checkpoint's model away. Raises Unloadable."""
+        """Take the model out of the checkpoint and load vLLM. Raises Unloadable."""
         reason = why_not(spec, checkpoint)
         if reason is not None:
             raise Unloadable(
@@ -72,7 +73,7 @@ class VllmBackend:
             refuse_beyond_memory(self.sized.spec, machine.max_paged_tokens(self.sized.spec))
         self.text = TextProcessor(spec, checkpoint, self.sized.spec.max_step_tokens)
         self.end_ids = sorted(checkpoint.eos_token_ids)
-        # What was looked at is read again by vLLM, and once is enough.
+        # vLLM loads the model again, and one copy is enough.
         device = checkpoint.model.device
         checkpoint.model = None
         gc.collect()
@@ -92,7 +93,10 @@ class VllmBackend:
 
     @classmethod
     def load(cls, spec: EngineSpec) -> VllmBackend:
-        """Raises Unloadable, or ImportError before anything is loaded."""
+        """Load the checkpoint into vLLM.
+
+        Raises Unloadable, or ImportError before anything is loaded.
+        """
         imported()
         device = choose_device(spec, torch.cuda.device_count())
         if device.type == "cpu":
@@ -117,13 +121,15 @@ class VllmBackend:
         return self.text.measure(request, self.max_cached_prompt, between_slices)
 
     def max_cached_prompt(self, settings: ResolvedParams) -> int:
-        """The most tokens of a prompt for which, with its answers, the cache has room."""
+        """The longest prompt that fits into the cache with its answers."""
         assert self.sized.spec.max_cache_tokens is not None
         return self.sized.spec.max_cache_tokens // settings.num_rows - 1 - settings.max_new_tokens
 
     def run(self, plan: StepPlan) -> list[Completion | None]:
-        """Run one step of vLLM, which may read a prompt in parts or let it wait: then its sequence
-        goes on without a token."""
+        """Run one step of vLLM.
+
+        vLLM may read a prompt in chunks or delay it; its sequence then gets no token in this step.
+        """
         ended: dict[int, Completion] = {}
         for sequence in plan.admitted:
             try:
@@ -145,7 +151,7 @@ class VllmBackend:
         return self.text.decode(completion)
 
     def check(self, running: Iterable[Sequence]) -> None:
-        """Raise InvariantBroken if vLLM holds others than those that run."""
+        """Raise InvariantBroken unless vLLM holds exactly the running sequences."""
         ids = {each.id for each in running}
         num_held = self.llm_engine.get_num_unfinished_requests()
         if ids != self.running.keys() or num_held != len(ids):
@@ -162,7 +168,7 @@ class VllmBackend:
             # A checkpoint may ask for more than the request allows; here that is an error.
             min_tokens=min(settings.min_new_tokens, settings.max_new_tokens),
             stop_token_ids=self.end_ids,
-            ignore_eos=True,  # of which it knows one; ours are named above
+            ignore_eos=True,  # vLLM knows a single one; ours are listed above
             detokenize=False,
             output_kind=self.vllm.sampling_params.RequestOutputKind.FINAL_ONLY,
         )
@@ -174,8 +180,8 @@ class VllmBackend:
         try:
             return self.llm_engine.step()  # type: ignore[no-any-return]  # a list of outputs
         except Exception as error:
-            # What it holds is in no known state. The parent starts the process again and finds
-            # out whose fault it was.
+            # The state of vLLM is unknown now. The parent restarts the process and finds the
+            # request at fault.
             log.error("step failed", extra={"error": error_location(error)})
             raise EngineBroken(f"a step of vLLM failed: {type(error).__name__}") from error
 
@@ -188,7 +194,7 @@ class VllmBackend:
 
 
 def why_not(spec: EngineSpec, checkpoint: Checkpoint) -> str | None:
-    """The reason why its greedy answers may differ; None if they are known to be exact."""
+    """The reason that greedy answers may not be exact; None if they are known to be."""
     config = checkpoint.config
     if config.is_encoder_decoder:
         return f"{config.model_type} is an encoder-decoder"
@@ -221,7 +227,7 @@ def why_not(spec: EngineSpec, checkpoint: Checkpoint) -> str | None:
 
 
 def no_more_than_used(chosen: Sized, checkpoint: Checkpoint) -> Sized:
-    """vLLM takes its cache at once, and what all rows together cannot fill is left to others."""
+    """Limit the cache to what all rows can fill: vLLM allocates it at once."""
     spec, context = chosen.spec, checkpoint.limits.max_answer_context_tokens
     assert context is not None
     assert spec.max_sequences is not None
@@ -236,11 +242,11 @@ def no_more_than_used(chosen: Sized, checkpoint: Checkpoint) -> Sized:
 
 
 def imported() -> Any:
-    """The package, which reads some of its settings when it is imported."""
+    """Import vLLM with our settings in the environment, which it reads on import."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the model is in this process
     os.environ["VLLM_CONFIGURE_LOGGING"] = "0"  # it may quote what belongs to users
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
-    os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would go before what is chosen here
+    os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would override the size chosen here
     import vllm
     import vllm.inputs.engine
     import vllm.platforms
@@ -250,7 +256,7 @@ def imported() -> Any:
 
 
 def refuse_unfit(vllm: Any, alias: str, device_type: str, head_size: int) -> None:
-    """Raises Unloadable for what vLLM would find out in its first step, or not at all."""
+    """Raise Unloadable for faults that vLLM would report in its first step, or never."""
     built_for = vllm.platforms.current_platform.device_type
     reason = None
     if built_for != device_type:
@@ -267,7 +273,10 @@ def refuse_unfit(vllm: Any, alias: str, device_type: str, head_size: int) -> Non
 
 
 def llm_engine_of(vllm: Any, checkpoint: Checkpoint, spec: EngineSpec, bytes_per_token: int) -> Any:
-    """vLLM with the checkpoint loaded. spec: nothing is left open. Raises Unloadable."""
+    """Return a vLLM engine with the checkpoint loaded. Raises Unloadable.
+
+    spec: with every limit chosen
+    """
     context = checkpoint.limits.max_answer_context_tokens
     assert context is not None
     assert spec.max_sequences is not None
@@ -280,7 +289,7 @@ def llm_engine_of(vllm: Any, checkpoint: Checkpoint, spec: EngineSpec, bytes_per
     try:
         arguments = vllm.EngineArgs(
             model=folder_or_name,
-            # The commit that was looked at, though the branch may have moved on.
+            # The commit that was checked, since the branch may have moved on.
             revision=None if is_folder else checkpoint.card.revision,
             trust_remote_code=spec.trust_remote_code,
             skip_tokenizer_init=True,
@@ -294,7 +303,7 @@ def llm_engine_of(vllm: Any, checkpoint: Checkpoint, spec: EngineSpec, bytes_per
             kv_cache_memory_bytes=num_cache_bytes,
             gpu_memory_utilization=spec.gpu_memory_utilization,
             enable_prefix_caching=False,
-            async_scheduling=False,  # a step answers for itself
+            async_scheduling=False,  # each step returns its own tokens
             # On a CPU compiling takes a minute and a compiler, which may not be there.
             enforce_eager=checkpoint.card.device == "cpu",
             disable_log_stats=True,
@@ -309,5 +318,5 @@ def llm_engine_of(vllm: Any, checkpoint: Checkpoint, spec: EngineSpec, bytes_per
 
 
 def only(index: int, visible: str | None) -> str:
-    """CUDA_VISIBLE_DEVICES with one of those that it names. visible: None: all"""
+    """Return the CUDA_VISIBLE_DEVICES value for one of the visible GPUs. visible: None: all"""
     return str(index) if visible is None else visible.split(",")[index]

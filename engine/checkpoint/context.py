@@ -1,4 +1,4 @@
-"""Context: how many positions a configuration gives to a text, and which windows hide some."""
+"""Context: how many positions a configuration allows, and whether a window is narrower."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ UNLIMITED = 1_000_000  # tokenizers write "no limit" as a very large number
 
 
 def context_tokens(config: Any, tokenizer: Any, side: str) -> int | None:
-    """The number of positions of the encoder, the decoder or the only stack."""
+    """The number of positions of the encoder, the decoder or the only stack; None if unlimited."""
     text_config = config.get_text_config()
     if config.model_type in RELATIVE_POSITIONS:
         if side == "decoder":
@@ -26,9 +26,9 @@ def context_tokens(config: Any, tokenizer: Any, side: str) -> int | None:
 
 
 def scaled_context(text_config: Any, num_positions: int) -> int:
-    """The context that rotary scaling makes of the positions that a configuration names.
+    """The context length that rotary scaling gives, from the positions that a configuration names.
 
-    Many name it already; recipes as Qwen's for YaRN leave the original there.
+    Many configurations name the scaled length already; Qwen's for YaRN names the original one.
     """
     rope = getattr(text_config, "rope_parameters", None) or {}
     factor = rope.get("factor")
@@ -39,7 +39,7 @@ def scaled_context(text_config: Any, num_positions: int) -> int:
 
 
 def hides(window: int, config: Any) -> bool:
-    """Whether a window of attention leaves anything out: one as wide as the context does not."""
+    """Whether an attention window hides any token. One as wide as the context hides none."""
     num_positions = None
     if config.model_type not in RELATIVE_POSITIONS:
         num_positions = context_tokens(config, None, "decoder")

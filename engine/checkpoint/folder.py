@@ -1,6 +1,6 @@
-"""The checkpoint folder: where a checkpoint lies, and whether it can be one at all.
+"""The checkpoint folder: where it is, and whether it can hold a checkpoint at all.
 
-Nothing here imports a model library, which takes seconds: a wrong path is refused at once.
+Nothing here imports a model library, which takes seconds, so a wrong path is refused at once.
 """
 
 from __future__ import annotations
@@ -14,14 +14,16 @@ TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.spm", "*.tiktoken", "te
 
 
 def place(spec: EngineSpec) -> str:
-    """A folder here, or else a name on the hub."""
+    """The path of a local folder, or a name on the hub."""
     folder = Path(spec.checkpoint).expanduser()
     return str(folder) if folder.is_dir() else spec.checkpoint
 
 
 def refuse_missing_files(spec: EngineSpec) -> None:
-    """Refuse a path without a checkpoint, which the hub is not asked for. A folder without a
-    tokenizer is refused here, for `transformers` would make one that knows no word."""
+    """Raise Unloadable for a path without a checkpoint, before the hub is asked for it.
+
+    A folder without a tokenizer is refused too: `transformers` would make one without a vocabulary.
+    """
     folder = Path(place(spec))
     name = f"the checkpoint {spec.checkpoint!r} of model {spec.alias!r}"
     if not folder.is_dir():

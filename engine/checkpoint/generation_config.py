@@ -1,4 +1,4 @@
-"""Generation settings of a checkpoint that cannot be served: refused at load, by name.
+"""Refuses a checkpoint at load for generation settings that cannot be served, by their names.
 
 `generate` would raise on every request instead.
 """
@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-# Where keys and values lie has no say in the tokens, unless they are rounded.
+# The cache implementation does not change the tokens, unless it rounds keys and values.
 EXACT_CACHES = ("dynamic", "dynamic_full", "static", "offloaded", "offloaded_static", "hybrid")
-# Those that `transformers` moved out of `generate`, or that ask for more than a checkpoint:
-# the values at which they do nothing, and what they are.
+# Settings that `transformers` moved out of `generate`, or that need more than a checkpoint: their
+# neutral values, and what they are.
 NOT_RUN: dict[str, tuple[tuple[Any, ...], str]] = {
     "penalty_alpha": ((0, 0.0), "contrastive search"),
     "num_beam_groups": ((0, 1), "group beam search"),
@@ -35,14 +35,16 @@ CHOSEN = (
     "eos_token_id", "forced_bos_token_id", "forced_eos_token_id", "bad_words_ids",
     "suppress_tokens", "begin_suppress_tokens",
 )  # fmt: skip
-PAIRED = ("sequence_bias",)  # ids beside a number that is none
-NUM_TRIED = 8  # tokens, where processors are made to see whether they can be
+PAIRED = ("sequence_bias",)  # pairs of ids and a number that is no id
+NUM_TRIED = 8  # tokens, for a trial construction of processors
 NONE = ("pad_token_id", -1)  # how older configurations write that there is no such token
 
 
 def why_not_run(own: Mapping[str, Any], num_ids: int) -> str | None:
-    """The reason in one sentence; None if every setting can be served. num_ids: rows of the
-    embedding"""
+    """The reason that a setting cannot be served, in one sentence; None if all can.
+
+    num_ids: the number of rows of the embedding
+    """
     for name, (neutral, what) in NOT_RUN.items():
         value = own.get(name)
         if value is not None and value not in neutral:
@@ -57,7 +59,7 @@ def why_not_run(own: Mapping[str, Any], num_ids: int) -> str | None:
 
 
 def why_no_start(own: Mapping[str, Any]) -> str | None:
-    """Why a decoder would not know from which token it starts; None if it does."""
+    """The reason that a decoder has no start token; None if it has one."""
     for name in ("decoder_start_token_id", "bos_token_id"):
         value = own.get(name)
         if isinstance(value, int):
@@ -68,11 +70,10 @@ def why_no_start(own: Mapping[str, Any]) -> str | None:
 
 
 def why_not_made(model: Any, settings: Mapping[str, Any]) -> str | None:
-    """The first setting of which `transformers` can make no logits processor; None if there
-    is none."""
+    """The reason that `transformers` cannot build the logits processors; None if it can."""
     for name, value in settings.items():
         config = GenerationConfig()
-        # A request may sample though the checkpoint does not; these three it may set anew.
+        # A request may sample although the checkpoint does not, and may set these three.
         config.do_sample = name not in ("temperature", "top_k", "top_p")
         config.max_length = NUM_TRIED
         config._eos_token_tensor = torch.zeros(1, dtype=torch.long)
@@ -91,7 +92,7 @@ def why_not_made(model: Any, settings: Mapping[str, Any]) -> str | None:
 
 
 def numbers(value: Any) -> Iterator[int]:
-    """The token ids in a value, however deep in lists."""
+    """Yield the token ids in a value, however deeply nested in lists."""
     if isinstance(value, int):
         yield value
     elif isinstance(value, list | tuple):
@@ -100,7 +101,7 @@ def numbers(value: Any) -> Iterator[int]:
 
 
 def paired_ids(value: Any) -> Iterator[int]:
-    """The token ids of `[[[5, 7], -2.0], ...]` or `{(5, 7): -2.0}`."""
+    """Yield the token ids of `[[[5, 7], -2.0], ...]` or `{(5, 7): -2.0}`."""
     for pair in value.items() if isinstance(value, Mapping) else value or ():
         if isinstance(pair, list | tuple) and pair:
             yield from numbers(pair[0])

@@ -1,6 +1,6 @@
-"""Checkpoint: configuration, tokenizer, model and limits of what a spec names.
+"""Checkpoint: the configuration, tokenizer, model and limits that a spec names.
 
-Whatever is wrong with one is said in a sentence that names it and the remedy.
+Every fault is reported in a sentence that names the checkpoint and the remedy.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from engine.checkpoint.weights.digests import folder_revision, licence_of, weigh
 from engine.checkpoint.weights.model_weights import ModelWeights
 from engine.errors import Unloadable
 from engine.protocol.engine_spec import EngineSpec
-from engine.protocol.messages import ModelCard
+from engine.protocol.model_card import ModelCard
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class Checkpoint:
 
     @classmethod
     def load(cls, spec: EngineSpec) -> Checkpoint:
-        """Raises Unloadable."""
+        """Load the checkpoint that a spec names. Raises Unloadable."""
         huggingface_hub.logging.set_verbosity_error()
         transformers.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
@@ -67,7 +67,7 @@ class Checkpoint:
             torch.set_num_threads(spec.threads)
         device = choose_device(spec, torch.cuda.device_count())
         if device.type == "cuda":
-            # What names no device, as a stream or a graph may, means this one.
+            # Calls without a device, as for a stream or a graph, then use this one.
             torch.cuda.set_device(device)
         source = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
         refuse_missing_files(spec)
@@ -83,15 +83,15 @@ class Checkpoint:
         folder = files_of(spec)
         published = config
         weights = ModelWeights(spec, published, tokenizer, dtype, device)
-        # Beside the loading, which waits for the same files.
+        # In parallel with loading, which reads the same files.
         with ThreadPoolExecutor(1, "digests") as digesting:
             digested = digesting.submit(weight_digests, folder)
             loaded_model = weights.load()
             weight_files = digested.result()
         model, config = loaded_model.model, loaded_model.model.config
         generation_config = copy.deepcopy(model.generation_config)
-        # `generate` fills every open setting from here, so that "not set" could not be said
-        # of anything the checkpoint sets. What is passed to it is complete instead.
+        # `generate` fills every unset setting from the model, so a request could not unset what the
+        # checkpoint sets. We pass complete configurations instead.
         model.generation_config = transformers.GenerationConfig()
         own = {
             name: value for name, value in generation_config.to_dict().items() if value is not None
@@ -140,9 +140,12 @@ class Checkpoint:
 
     @property
     def pad_token_id(self) -> int:
-        """Any token does: what stands there is masked on the way in and cut on the way out."""
+        """The id that pads rows.
+
+        Any id works: padding is masked in the input and cut from the output.
+        """
         for id_ in (self.generation_config.pad_token_id, self.tokenizer.pad_token_id):
-            # A tokenizer may have got one that the model was not widened for.
+            # A tokenizer may have a pad token beyond the model's embedding.
             if id_ is not None and 0 <= id_ < self.num_ids:
                 return int(id_)
         return min(self.eos_token_ids, default=0)
@@ -157,7 +160,7 @@ def refuse_tokenizer(spec: EngineSpec, reason: str | None) -> None:
 
 
 def read_chat_template(spec: EngineSpec, tokenizer: Any) -> None:
-    """The template that an older multimodal checkpoint keeps beside its tokenizer."""
+    """Read the template that an older multimodal checkpoint stores beside its tokenizer."""
     if getattr(tokenizer, "chat_template", None) is not None:
         return
     path = optional_file(spec, LEGACY_PROCESSOR_CHAT_TEMPLATE_FILE)
@@ -179,7 +182,7 @@ def optional_file(spec: EngineSpec, name: str) -> Path | None:
 
 
 def refuse_own_file(spec: EngineSpec) -> None:
-    """Refuse a generation_config.json that `transformers` would not even read."""
+    """Raise Unloadable for a generation_config.json that `transformers` cannot read."""
     name = transformers.utils.GENERATION_CONFIG_NAME
     path = optional_file(spec, name)
     if path is None:  # it has none, which is no fault
@@ -206,9 +209,11 @@ def refuse_own(spec: EngineSpec, config: Any, own: Mapping[str, Any], num_ids: i
 
 
 def choose_device(spec: EngineSpec, num_gpus: int) -> torch.device:
-    """num_gpus: those that this process may see (CUDA_VISIBLE_DEVICES)
+    """Return the device of an engine process.
 
-    Replicas of a model that names no GPU take turns with them.
+    Replicas of a model without a `device` share the GPUs.
+
+    num_gpus: the GPUs that are visible to this process (CUDA_VISIBLE_DEVICES)
     """
     if spec.device == "cpu" or (spec.device == "auto" and not num_gpus):
         return torch.device("cpu")

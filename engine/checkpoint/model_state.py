@@ -1,7 +1,7 @@
-"""Freshness: what a forward may leave on a model, put back as it was when loaded.
+"""Freshness: finds and undoes the changes that a forward pass makes to a model.
 
-BigBird turns itself to full attention at the first short text; rotary frequencies that follow
-the length stay grown. The next request must not see that.
+BigBird switches itself to full attention at the first short text; rotary frequencies that grew with
+the length stay grown. The next request must not see such changes.
 """
 
 from __future__ import annotations
@@ -11,15 +11,17 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-# What torch itself keeps on every module; of those, a forward may change these three.
+# Of the attributes that torch keeps on every module, a forward pass may change these three.
 OF_TORCH = frozenset(vars(nn.Module())) - {"_modules", "_buffers", "_parameters"}
 # The length of the last static cache: how much of it is masked has no say in an answer.
 WITHOUT_A_SAY = frozenset({"_previous_max_cache_length"})
 
 
 class ObjectState:
-    """The attributes of one module or configuration: which there are, and what is in those
-    that can be changed in place, but for the weights."""
+    """A snapshot of the attributes of a module or configuration, without the weights.
+
+    It copies the content of attributes that can be changed in place.
+    """
 
     def __init__(self, owner: Any) -> None:
         self.owner = owner
@@ -48,7 +50,7 @@ class ObjectState:
             tensor.copy_(copy)
 
     def changes(self) -> set[str]:
-        """The names of the attributes that differ now."""
+        """The names of the attributes that differ from the snapshot."""
         now = vars(self.owner)
         names: set[str] = self.attributes.keys() ^ now.keys()
         names |= {
@@ -71,11 +73,13 @@ class Freshness:
         self._take()
 
     def restore(self) -> None:
-        """Puts the model back as it was. Call it in inference mode: a forward may have left
-        inference tensors."""
+        """Restore the model.
+
+        Call it in inference mode: a forward pass may have left inference tensors.
+        """
         if self._weights() != self.weights:
-            # An RWKV divides its weights at its first forward, and notes that it has. They
-            # are not kept twice, so what is said about them must stay with them.
+            # RWKV divides its weights at its first forward pass, and records that it did. The
+            # snapshot has no copy of the weights, so the record must stay with them.
             self._take()
             return
         for each in self.states:
@@ -88,7 +92,7 @@ class Freshness:
         )
 
     def _take(self) -> None:
-        # Our own layers keep working memory, and nothing of a request's.
+        # Our own layers keep buffers, but no state of a request.
         modules = [each for each in self.model.modules() if not is_ours(each)]
         configs = {
             id(each): each
@@ -126,5 +130,5 @@ def is_same_content(before: Any, now: Any) -> bool:
 
 
 def is_equal(tensor: Tensor, copy: Tensor) -> bool:
-    """Bit by bit, so that not a number is itself."""
+    """Whether two tensors are equal bit by bit, so that NaN equals NaN."""
     return tensor.shape == copy.shape and bool(((tensor == copy) | (tensor != tensor)).all())

@@ -1,6 +1,6 @@
-"""Checkpoint files: one part of a checkpoint read from where it lies.
+"""Checkpoint parts: the configuration, tokenizer or model, each loaded by a library.
 
-What a library raises becomes a sentence that names the part and the remedy.
+An error of the library becomes a sentence that names the part and the remedy.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from engine.protocol.engine_spec import EngineSpec
 
 
 def files_of(spec: EngineSpec) -> Path:
-    """The folder that holds the checkpoint's files: its own, or the hub's snapshot."""
+    """The folder with the checkpoint's files: a local one, or the hub's snapshot."""
     folder = Path(place(spec))
     if folder.is_dir():
         return folder
@@ -30,7 +30,7 @@ def files_of(spec: EngineSpec) -> Path:
 def loaded(
     spec: EngineSpec, part: str, load: Callable[..., Any], arguments: Mapping[str, Any]
 ) -> Any:
-    """Load one part of the checkpoint; an error of the library becomes a sentence."""
+    """Load one part of the checkpoint. Raises Unloadable with a sentence in place of any error."""
     try:
         return load(place(spec), **arguments)
     except Exception as error:
@@ -62,7 +62,7 @@ def why_not(spec: EngineSpec, part: str, error: Exception) -> str:
 
 
 def first_sentence(error: Exception) -> str:
-    """Libraries write essays; the beginning says what it was."""
+    """The first sentence of a library's error message, which may be an essay."""
     text = " ".join(str(error).split()) or type(error).__name__
     head, _, _ = text.partition(". ")
     return head[:240].rstrip(".")

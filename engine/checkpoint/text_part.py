@@ -1,9 +1,9 @@
-"""TextPart: the language model of a checkpoint that is published as multimodal, and nothing else.
+"""TextPart: only the language model of a multimodal checkpoint.
 
-The checkpoint's own class is made without what sees and hears: those modules are emptied before
-any weight is read, so that none of theirs comes into memory. What is left answers text. Where
-the library has a class for such a language model alone, or a head on it is all there is, that is
-taken instead, for it runs as any other text model; it has to say the same first.
+The checkpoint's own class is built without its vision and audio modules: they are emptied before
+weights are read, so that none of their weights comes into memory. The rest answers text. Where the
+library has a class for the language model alone, or only an output layer is missing, that simpler
+model is used instead, since it runs like any text model. It must first give the same logits.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from engine.logging import error_location
 log = logging.getLogger(__name__)
 
 PROBE_TOKENS, PROBE_STEPS = 7, 3
-# Two ways to the same numbers; a factor or a cap that one of them lacks is far above.
+# Rounding differences between two forms of the same model; a missing factor or cap is far above.
 MAX_OFF, MAX_OFF_HALF = 1e-4, 0.05
 
 
 class NoTextPart(Exception):
-    """Why text alone cannot be answered, in words."""
+    """The reason that a checkpoint cannot answer text alone, in words."""
 
 
 def multimodal_class(config: Any) -> type[PreTrainedModel] | None:
-    """The class of a checkpoint that takes images or sound beside text; None for others."""
+    """The class of a checkpoint that takes images or sound besides text; None for others."""
     if config.is_encoder_decoder or type(config) not in MODEL_FOR_MULTIMODAL_LM_MAPPING:
         return None
     if auto_map(config).get("AutoModelForCausalLM") is not None or saved_alone(config) is not None:
@@ -53,7 +53,7 @@ def multimodal_class(config: Any) -> type[PreTrainedModel] | None:
 
 
 def saved_alone(config: Any) -> type[PreTrainedModel] | None:
-    """The class of a text model that was saved with the configuration of the whole."""
+    """The class of a text model that was saved with the configuration of the multimodal one."""
     text_config = config.get_text_config(decoder=True)
     alone = None if text_config is config else text_class(text_config)
     return alone if alone is not None and config.architectures == [alone.__name__] else None
@@ -72,27 +72,26 @@ def text_class(text_config: Any) -> type[PreTrainedModel] | None:
 
 
 def without_other_parts(model_class: type[PreTrainedModel]) -> type[PreTrainedModel]:
-    """The same class, of which a model keeps what reads and writes text, and has the names of
-    the rest in `emptied`."""
+    """Return a subclass that keeps only the modules for text and lists the others in `emptied`."""
 
     def __init__(self: Any, config: Any, *args: Any, **more: Any) -> None:
         model_class.__init__(self, config, *args, **more)
         self.emptied = empty_other_parts(self)
 
-    # By the same name and place, by which the library finds how older names are read.
+    # The same class name and module, by which the library finds its mapping of older weight names.
     own = {"__init__": __init__, "__module__": model_class.__module__}
     return type(model_class.__name__, (model_class,), own)
 
 
 def empty_other_parts(model: Any) -> tuple[str, ...]:
-    """Empty the modules of a model that text does not go through. Returns their names."""
+    """Empty the modules that text does not pass through. Returns their names."""
     kept = [model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings()]
     kept_ids = {id(each) for each in kept if each is not None}
     return () if id(model) in kept_ids else tuple(_empty_beside(model, kept_ids, ""))
 
 
 def _empty_beside(module: nn.Module, kept: set[int], prefix: str) -> Iterator[str]:
-    """module: one that holds some of those that are kept"""
+    """Empty the modules beside those that are kept. module: an ancestor of a kept module"""
     for name, child in module.named_children():
         if id(child) in kept:
             yield from _empty_within(child, f"{prefix}{name}.")
@@ -104,7 +103,7 @@ def _empty_beside(module: nn.Module, kept: set[int], prefix: str) -> Iterator[st
 
 
 def _empty_within(decoder: nn.Module, prefix: str) -> Iterator[str]:
-    """The models of other kinds that a decoder holds itself, for some see and hear within it."""
+    """Empty the vision and audio models within a decoder, where some keep them."""
     own = getattr(decoder, "config", None)
     for name, child in list(decoder.named_modules()):
         if isinstance(child, PreTrainedModel) and type(child.config) is not type(own):
@@ -116,12 +115,11 @@ def _empty(module: nn.Module) -> None:
     # It stays where it was: models look at settings of their other parts.
     for part in (module._parameters, module._buffers, module._modules):
         part.clear()
-    vars(module)["_is_hf_initialized"] = True  # or it would be, and miss what was cleared
+    vars(module)["_is_hf_initialized"] = True  # else it would be initialized
 
 
 def fill_emptied(model: Any) -> None:
-    """Give an emptied model a parameter without numbers, once weights are read: there are some
-    that look up the device of their other parts."""
+    """Give an emptied module a parameter of size 0, since some models look up its device."""
     for name in model.emptied:
         part = model.get_submodule(name)
         if isinstance(part, PreTrainedModel):
@@ -130,15 +128,16 @@ def fill_emptied(model: Any) -> None:
 
 
 def is_emptied(model: Any, name: str) -> bool:
-    """Whether a weight of a checkpoint is of a module that was emptied."""
+    """Whether a weight of a checkpoint belongs to an emptied module."""
     return any(name.startswith(f"{each}.") for each in getattr(model, "emptied", ()))
 
 
 def text_part(whole: Any, plain_ids: list[int], mark_ids: list[int]) -> Any:
-    """The simplest model that says what `whole` says of text. Raises NoTextPart.
+    """The simplest model with the logits of `whole` for text. Raises NoTextPart.
 
-    whole: without its other parts, loaded; plain_ids: token ids that stand for text;
-    mark_ids: those that stand for an image or a sound, of which a text may hold one by chance
+    whole:     the loaded model, with its other parts emptied
+    plain_ids: token ids of plain text
+    mark_ids:  token ids that stand for images or sound; a text may contain one by chance
     """
     fill_emptied(whole)
     ids = plain_ids[:: max(len(plain_ids) // PROBE_TOKENS, 1)][:PROBE_TOKENS]
@@ -149,7 +148,7 @@ def text_part(whole: Any, plain_ids: list[int], mark_ids: list[int]) -> Any:
     prompts = [ids]
     if mark_ids:
         marked = [*mark_ids[:PROBE_STEPS], *ids]
-        with contextlib.suppress(Exception):  # many refuse such a token without its image
+        with contextlib.suppress(Exception):  # many models refuse such a token without its image
             expected.append(logits_of(whole, marked))
             prompts.append(marked)
     for find in (text_model_inside, text_model_around, text_with_head):
@@ -169,14 +168,14 @@ def text_part(whole: Any, plain_ids: list[int], mark_ids: list[int]) -> Any:
 
 
 def text_model_inside(whole: Any) -> Any | None:
-    """The library's text model, as a part of the whole."""
+    """The library's text model that is a module of the whole; None if there is none."""
     alone = text_class(whole.get_decoder().config)
     inside = (each for each in whole.modules() if each is not whole and type(each) is alone)
     return None if alone is None else next(inside, None)
 
 
 def text_model_around(whole: Any) -> Any | None:
-    """The library's text model around the decoder of the whole."""
+    """The library's text model, built around the decoder of the whole; None if it has none."""
     decoder = whole.get_decoder()
     alone: Any = text_class(decoder.config)
     if alone is None:
@@ -192,7 +191,7 @@ def text_model_around(whole: Any) -> Any | None:
 
 
 def text_with_head(whole: Any) -> Any | None:
-    """The decoder of the whole and its output layer."""
+    """The decoder of the whole together with its output layer; None if it has no such parts."""
     decoder, head = whole.get_decoder(), whole.get_output_embeddings()
     if head is None or decoder is whole or text_class(decoder.config) is not None:
         return None
@@ -210,7 +209,7 @@ def close(expected: Tensor, logits: Tensor) -> bool:
 
 
 class Dictated(LogitsProcessor):
-    """Lets the same tokens follow, whatever a model would say."""
+    """A logits processor that forces a fixed sequence of tokens."""
 
     def __init__(self, token_ids: list[int], num_before: int) -> None:
         self.token_ids, self.num_before = token_ids, num_before
@@ -223,8 +222,10 @@ class Dictated(LogitsProcessor):
 
 @torch.inference_mode()
 def logits_of(model: Any, ids: list[int]) -> Tensor:
-    """(steps, 2, vocab): logits after two prompts, one of which is padded, and after the first of
-    the same tokens again."""
+    """Return (steps, 2, vocab): logits of two prompts, one padded, and of the next tokens.
+
+    The tokens are forced: those of the first prompt again.
+    """
     input_ids = torch.tensor([ids, ids[::-1]], device=model.device)
     mask = torch.ones_like(input_ids)
     mask[1, : len(ids) // 3] = 0
@@ -242,7 +243,7 @@ def logits_of(model: Any, ids: list[int]) -> Tensor:
 
 
 class TextWithHead(PreTrainedModel, GenerationMixin):
-    """A decoder of which the library has no text model: its states, through the output layer."""
+    """A decoder and an output layer as a causal model, for decoders without one in the library."""
 
     base_model_prefix = "model"
     _supports_sdpa = True

@@ -1,8 +1,8 @@
-"""Tokenizer kind: whether a translator gets the tokenizer that it was made with.
+"""Tokenizer kind: refuses a translator whose tokenizer would be replaced by another kind.
 
-SMaLL-100 has the weights and vocabulary of M2M100, and a tokenizer of its own that puts the
-target's code before a text, where M2M100's puts the source's. With the latter, it would answer
-in any language.
+SMaLL-100 has the weights and vocabulary of M2M100, but its own tokenizer puts the code of the
+target language before a text, where M2M100's puts that of the source. With M2M100's it would answer
+in an arbitrary language.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from engine.text.prompts import language_ids
 
 
 def why_unknown(checkpoint: str, revision: str | None) -> str | None:
-    """Why another tokenizer than the checkpoint's own would be loaded, in one sentence; None
-    if it would not."""
+    """The reason that a wrong tokenizer would be loaded, in one sentence; None if it would not."""
     said = get_tokenizer_config(checkpoint, revision=revision)
     name = said.get("tokenizer_class")
     if not isinstance(name, str) or "auto_map" in said:
@@ -34,7 +33,7 @@ def why_unknown(checkpoint: str, revision: str | None) -> str | None:
 
 
 def why_not_marked(tokenizer: Any) -> str | None:
-    """Why the language of a text would not stand in its prompt, though there are codes."""
+    """The reason that a prompt would not name the language of its text; None if it does."""
     ids = language_ids(tokenizer)
     before = getattr(tokenizer, "src_lang", None)
     if not ids or not hasattr(tokenizer, "src_lang"):

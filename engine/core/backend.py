@@ -14,27 +14,29 @@ from engine.core.completion import Completion
 from engine.core.scheduler import StepPlan
 from engine.core.sequence import Sequence
 from engine.protocol.limits import Sized
-from engine.protocol.messages import Measurement, ModelCard, Output, Request
+from engine.protocol.model_card import ModelCard
+from engine.protocol.output import Measurement, Output
+from engine.protocol.request import Request
 
 
 class Backend(Protocol):
     @property
     def card(self) -> ModelCard:
-        """The loaded model, as it is recorded with every result."""
+        """The model card, which is recorded with every result."""
 
     @property
     def sized(self) -> Sized:
-        """The spec with every limit chosen, and why."""
+        """The spec with every limit chosen, and the reasons."""
 
     @property
     def max_rows(self) -> int | None:
         """The most rows of one step, after memory ran out; None: as the limits allow."""
 
     def encode(self, request: Request, between_slices: Callable[[], None] = ...) -> Sequence:
-        """The request as a sequence, on the tokenizer thread. Raises RequestError.
+        """Turn a request into a sequence, on the tokenizer thread. Raises RequestError.
 
-        between_slices: called now and then while a long text is tokenized; it may encode other
-                        requests, and what it raises passes through
+        between_slices: called now and then while a long text is tokenized. It may encode other
+                        requests; an exception that it raises is not caught
         """
 
     def measure(self, request: Request, between_slices: Callable[[], None] = ...) -> Measurement:

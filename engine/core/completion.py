@@ -7,12 +7,12 @@ from typing import Self
 
 from engine.core.sequence import Sequence
 from engine.errors import RequestError
-from engine.protocol.messages import FinishReason
+from engine.protocol.output import FinishReason
 
 
 @dataclass(frozen=True, slots=True)
 class GeneratedTokens:
-    """The new tokens of one returned row, the end token included, and why it ended."""
+    """The new tokens of one returned row, with the end token, and the finish reason."""
 
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
@@ -20,7 +20,7 @@ class GeneratedTokens:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """`num_return_sequences` answers, or one cancelled answer, or an error and none."""
+    """The end of a sequence: `num_return_sequences` answers, one cancelled answer, or an error."""
 
     sequence: Sequence
     answers: tuple[GeneratedTokens, ...] = ()

@@ -20,13 +20,13 @@ from engine.core.threads.inbox import Inbox
 from engine.core.threads.outbox import Outbox
 from engine.errors import EngineBroken, GenerationFailed
 from engine.logging import error_location
-from engine.protocol.messages import STEP_SECONDS, Progress
+from engine.protocol.progress import STEP_SECONDS, Progress
 
 log = logging.getLogger(__name__)
 
 
 class Loop:
-    """Every sequence of the inbox ends as exactly one completion in the outbox."""
+    """Runs sequences step by step. Each one from the inbox ends as one completion in the outbox."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class Loop:
         self.step_counts = [0] * (len(STEP_SECONDS) + 1)
 
     def run(self) -> None:
-        """Advance until the inbox is closed; sequences that are unfinished then stay unanswered."""
+        """Advance until the inbox is closed; unfinished sequences then stay unanswered."""
         while not self.inbox.closed:
             if self.advance() is None:
                 self.check()
@@ -80,7 +80,7 @@ class Loop:
         return plan
 
     def rest(self) -> None:
-        """Let the parent know, within seconds, that nothing is held between steps any more."""
+        """Report progress before the loop waits: nothing is running any more."""
         if self.num_rows:
             self.num_rows = self.num_cache_tokens = 0
             self.outbox.put([], self.progress())
@@ -92,14 +92,17 @@ class Loop:
         self.engine.check(self.scheduler.running.values())
 
     def cancel(self) -> None:
-        """Take the cancelled sequences out of scheduler and backend, and answer them."""
+        """Remove cancelled sequences from scheduler and backend, and send their completions."""
         sequences = self.scheduler.cancel(self.tracker.cancelled)
         if sequences:
             self.engine.drop(sequences)
             self.outbox.put([Completion.cancelled(each) for each in sequences], self.progress())
 
     def step(self, plan: StepPlan) -> list[Completion | None]:
-        """Run the plan. For each of its sequences: its completion, or None if it runs on."""
+        """Run the plan.
+
+        Returns the completion of each of its sequences, None for those unfinished.
+        """
         started_at = self.clock()
         try:
             return self.engine.run(plan)
@@ -129,7 +132,7 @@ class Loop:
         self.num_completion_tokens += sum(each.num_tokens for each in finished)
 
     def progress(self) -> Progress:
-        """The length of the queues now, and totals since the start."""
+        """The present queue lengths, and totals since the start."""
         return Progress(
             num_waiting=len(self.scheduler.waiting),
             num_running=len(self.scheduler.running),

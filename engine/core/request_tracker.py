@@ -1,4 +1,4 @@
-"""RequestTracker: the requests that this process has received and not answered."""
+"""RequestTracker: the requests that this process has received and not yet answered."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from engine.errors import InvariantBroken
 class RequestTracker:
     """The ids of unanswered requests, and which of them are cancelled. Thread-safe.
 
-    Always: the cancelled ids are a subset of the held ids. The reader opens a request and the
-    writer closes it before it sends its output. Each thread asks whether a request at hand is
-    cancelled, so that a cancellation passes no queue and overtakes all of them.
+    Always: the cancelled ids are a subset of the held ids. The reader opens a request; the writer
+    closes it before it sends the output. Each thread checks for cancellation before it works on a
+    request, so a cancellation passes through no queue.
     """
 
     def __init__(self, max_held: int) -> None:

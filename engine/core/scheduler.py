@@ -1,18 +1,18 @@
-"""Scheduler: which sequences run in the next step. No torch, clock or I/O.
+"""Scheduler: chooses the sequences of the next step. No torch, clock or I/O.
 
-Sequences wait in order of arrival, interactive ones before the others. The first in this order
-sets the batch key: only sequences with that key are admitted, and none with another key before
-it is. After MAX_OVERTAKING interactive sequences the oldest of all is first. So none starves.
+Sequences wait in order of arrival, interactive ones before bulk ones. The first sets the batch key:
+only sequences with its key are admitted until it is admitted itself. After MAX_OVERTAKING
+interactive sequences the oldest of all comes first, so none starves.
 
-A long prompt is read in slices, one a step, so that those that decode beside it wait for their next
-token about twice as long as usual, and not until it is read. Where only bulk sequences run and
-others wait, slices are longer: there it counts when all are done.
+A long prompt is read in slices (chunked prefill), one slice a step, so that the sequences that
+decode beside it wait about twice as long as usual for a token. If only bulk sequences run and more
+of them wait, slices are longer, because only the total time matters.
 
-Prompts that begin alike are read one after the other, so that the next finds in the cache what the
-first computed. Whoever begins as a prompt that is read in this step waits for the next step. Of
-MAX_LOOK_AHEAD bulk sequences those that would find something go before the others, but never
-before the first; the next are looked at when the last of these is gone, so that nobody is passed
-by more.
+Prompts with a common prefix are read one after the other, so that the second finds in the prefix
+cache what the first computed. A sequence whose prefix is being read in this step waits for the next
+step. Among the first MAX_LOOK_AHEAD bulk sequences, those with a cached prefix go before the
+others, but not before the first. Only when all of these are admitted are the next MAX_LOOK_AHEAD
+considered, so a sequence is passed by no more than that.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from engine.protocol.engine_spec import EngineSpec
 MAX_ADMITTED_TOKENS = 512
 # The most interactive sequences that are admitted before one that arrived earlier.
 MAX_OVERTAKING = 64
-# The bulk sequences of which some may go before others, for the sake of their prompts.
+# The bulk sequences that are considered for reordering by cached prefixes.
 MAX_LOOK_AHEAD = 64
-MIN_SHARED_TOKENS = 64  # fewer are worth neither waiting nor going before others
+MIN_SHARED_TOKENS = 64  # fewer are not worth waiting or reordering for
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class StepLimits:
     """The limits of one step."""
 
     max_sequences: int  # rows
-    max_step_tokens: int  # prompt tokens that it reads, and one for each running row
+    max_step_tokens: int  # prompt tokens to read, and one for each running row
     # The most prompt tokens read at once beside running rows. A longer prompt is read in slices,
     # or alone if its backend has none; sequences that run to completion are exempt.
     max_admitted_tokens: int | None = None
@@ -51,7 +51,7 @@ class StepLimits:
 
     @classmethod
     def of(cls, spec: EngineSpec) -> StepLimits:
-        """The limits of a spec in which `sized` has chosen every limit."""
+        """The limits of a spec for which every limit is chosen."""
         assert spec.max_sequences is not None
         assert spec.max_step_tokens is not None
         return cls(
@@ -62,7 +62,7 @@ class StepLimits:
         )
 
     def refuse_misfit(self, sequence: Sequence) -> None:
-        """Raise a RequestError with numbers if the sequence could never run."""
+        """Raise a RequestError with numbers if no step could ever fit the sequence."""
         if sequence.num_rows > self.max_sequences:
             name = "num_beams" if sequence.settings.num_beams > 1 else "num_return_sequences"
             raise UnsupportedParameter(
@@ -92,14 +92,17 @@ class StepLimits:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """The sequences of one step, which decodes a token for each row of `running` and reads the
-    prompts of `reading` and `admitted`, each up to its `num_read_tokens`."""
+    """The sequences of one step and what it computes.
+
+    It decodes a token for each row of `running`, and reads the prompts of `reading` and `admitted`,
+    each up to its `num_read_tokens`.
+    """
 
     running: tuple[Sequence, ...]
     admitted: tuple[Sequence, ...]
-    reading: tuple[Sequence, ...] = ()  # admitted before, with prompts that are read in part
+    reading: tuple[Sequence, ...] = ()  # admitted earlier, with partly read prompts
     num_prompt_tokens: int = 0  # that it reads
-    num_found_tokens: int = 0  # of the prompts of `admitted`, which it need not read
+    num_found_tokens: int = 0  # of the prompts of `admitted`, from the prefix cache
 
     @property
     def sequences(self) -> tuple[Sequence, ...]:
@@ -115,29 +118,30 @@ class StepPlan:
 
 
 class StepTokens:
-    """The tokens of a step while it is planned."""
+    """Counts the tokens of a step while it is planned."""
 
     def __init__(self, limits: StepLimits, num_rows: int, num_slice_tokens: int) -> None:
-        """num_rows:         that decode, a token each
-        num_slice_tokens: the most that it may read of long prompts"""
+        """num_rows:         rows that decode, a token each
+        num_slice_tokens: the most tokens to read of long prompts
+        """
         self.limits = limits
         self.num_tokens = num_rows
-        self.num_slice_tokens = num_slice_tokens  # still to be had
+        self.num_slice_tokens = num_slice_tokens  # still available
         self.num_prompt_tokens = self.num_found_tokens = 0
         self.ends: dict[int, int] = {}  # by id: how much of a prompt is read after the step
         self.read_blocks: set[bytes] = set()  # of prompts, by their hashes
 
     def is_long(self, sequence: Sequence, num_unread: int) -> bool:
-        """Whether so many tokens of its prompt are read in slices."""
+        """Whether a prompt with so many unread tokens is read in slices."""
         most = self.limits.max_admitted_tokens
         return sequence.num_read_tokens is not None and most is not None and num_unread > most
 
     def slice_of(self, num_unread: int) -> int:
-        """The number of tokens of the next slice."""
+        """The length of the next slice of a prompt with so many unread tokens."""
         return min(num_unread, self.num_slice_tokens, self.limits.max_step_tokens - self.num_tokens)
 
     def can_read(self, sequence: Sequence, num_tokens: int) -> bool:
-        """Whether it has room for so many of the sequence's tokens, beside what it reads."""
+        """Whether the step has room for so many prompt tokens of the sequence."""
         if self.num_tokens + num_tokens > self.limits.max_step_tokens:
             return False
         most = self.limits.max_admitted_tokens
@@ -155,7 +159,7 @@ class StepTokens:
             self.read_blocks.update(sequence.blocks.hashes_of(start, start + num_tokens))
 
     def reads_start_of(self, sequence: Sequence, num_found: int) -> bool:
-        """Whether it reads what the sequence would have to read next, and enough of it."""
+        """Whether the step already reads enough of the sequence's next blocks."""
         blocks = sequence.blocks
         if blocks is None or not self.read_blocks:
             return False
@@ -165,9 +169,13 @@ class StepTokens:
 
 
 class Scheduler:
-    """Always: each sequence is in `waiting` or in `running`, never in both; the rows of
-    `running` are counted in `num_rows` and within the limits; `reading` are those of `running`
-    whose prompts are not read to the end."""
+    """Chooses which sequences run.
+
+    Always: each sequence is in `waiting` or in `running`, not both.
+
+    The rows of `running` are counted in `num_rows` and within the limits; `reading` holds those of
+    `running` whose prompts are not fully read.
+    """
 
     def __init__(self, limits: StepLimits) -> None:
         self.limits = limits
@@ -183,7 +191,7 @@ class Scheduler:
         self.num_cache_tokens = 0  # of those running
 
     def add(self, sequences: Iterable[Sequence]) -> None:
-        """Queue sequences that passed `limits.refuse_misfit`."""
+        """Queue sequences that have passed `limits.refuse_misfit`."""
         for sequence in sequences:
             assert sequence.id not in self.waiting
             assert sequence.id not in self.running
@@ -192,10 +200,10 @@ class Scheduler:
                 self.interactive[sequence.id] = sequence
 
     def next_step(self, max_rows: int | None = None) -> StepPlan | None:
-        """The next step; None when there is nothing to do.
+        """The plan of the next step; None when there is nothing to do.
 
-        max_rows: a bound below that of the limits, after memory ran out; sequences that run
-                  already, and a single sequence, may exceed it
+        max_rows: a bound below that of the limits, after memory ran out. Running sequences, and a
+                  single new one, may exceed it
         """
         running = tuple(each for each in self.running.values() if each.id not in self.reading)
         max_sequences = self.limits.max_sequences
@@ -235,7 +243,7 @@ class Scheduler:
         )
 
     def learn(self, plan: StepPlan, seconds: float) -> None:
-        """Take note of how long a step took: slices are cut by it."""
+        """Record the duration of a step, by which the size of slices is adapted."""
         runs_to_completion = any(each.runs_to_completion for each in plan.admitted)
         if plan.running and not runs_to_completion:
             self.slice_size.learn(plan.num_prompt_tokens, seconds)
@@ -243,7 +251,7 @@ class Scheduler:
     def apply(self, plan: StepPlan, results: list[Completion | None]) -> list[Completion]:
         """Remove the finished sequences and return their completions.
 
-        results: for each of `plan.sequences`, in order, its completion or None
+        results: the completion of each of `plan.sequences`, in order, or None
         """
         assert len(results) == len(plan.sequences)
         finished = [each for each in results if each is not None]
@@ -292,14 +300,14 @@ class Scheduler:
             raise InvariantBroken(f"{sorted(unread)} are not read, {list(self.reading)} are listed")
 
     def _in_order(self) -> Iterator[Sequence]:
-        """The waiting sequences in the order in which they are to be admitted."""
+        """The waiting sequences in the order in which they may be admitted."""
         if self.num_overtaking >= MAX_OVERTAKING or not self.interactive:
             return iter(self.waiting.values())
         others = (each for each in self.waiting.values() if not each.request.is_interactive)
         return chain(self.interactive.values(), others)
 
     def _in_order_of_meeting(self) -> Iterator[Sequence]:
-        """The same, but for bulk sequences that others have read for."""
+        """The same, with bulk sequences that have a cached prefix moved ahead."""
         order = self._in_order()
         first = next(order)
         yield first
@@ -321,13 +329,13 @@ class Scheduler:
         return list(self.look_ahead.values())
 
     def _leave(self, sequence: Sequence) -> None:
-        """Remove a sequence from those that wait."""
+        """Remove a sequence from the waiting ones."""
         del self.waiting[sequence.id]
         self.interactive.pop(sequence.id, None)
         self.look_ahead.pop(sequence.id, None)
 
     def _num_slice_tokens(self, decoding: tuple[Sequence, ...]) -> int:
-        """The most tokens that a step reads of long prompts."""
+        """The most tokens that the next step reads of long prompts."""
         most = self.limits.max_admitted_tokens
         if not decoding or most is None:
             return self.limits.max_step_tokens
@@ -337,7 +345,7 @@ class Scheduler:
         return min(self.slice_size.num_tokens, most)
 
     def _go_on_reading(self, step: StepTokens) -> list[Sequence]:
-        """The sequences of `reading` of whose prompts the step reads more."""
+        """Plan the next slices of partly read prompts; returns their sequences."""
         read = []
         for sequence in self.reading.values():
             assert sequence.num_read_tokens is not None
@@ -348,10 +356,12 @@ class Scheduler:
         return read
 
     def _admit(self, step: StepTokens, max_sequences: int) -> list[Sequence]:
-        """The sequences to admit beside the running ones, in order. The first that does not fit
-        ends the list, so that small requests cannot keep a large one waiting. Two kinds let others
-        pass: who is to be read in slices while another is, and who is to find what this step
-        reads."""
+        """The sequences to admit beside the running ones, in order.
+
+        The first that does not fit ends the list, so that small requests cannot keep a large one
+        waiting. Two kinds are skipped instead: a sequence with a long prompt while another one's
+        slice takes the room, and a sequence whose prefix this step reads.
+        """
         if not self.waiting:
             return []
         leader = next(self._in_order())

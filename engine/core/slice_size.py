@@ -1,18 +1,18 @@
-"""SliceSize: how much of a long prompt is read beside sequences that decode. No clock or I/O."""
+"""SliceSize: how many prompt tokens to read beside decoding sequences. No clock or I/O."""
 
 from __future__ import annotations
 
-FIRST_TOKENS = 32  # before anything is known of the machine
+FIRST_TOKENS = 32  # before any step was measured
 MIN_TOKENS = 8
 WEIGHT = 0.2  # of a new step, in the averages
 
 
 class SliceSize:
-    """Learns from the times of steps how many prompt tokens double the time of one that decodes."""
+    """Learns from step times how many prompt tokens double the time of a decode step."""
 
     def __init__(self) -> None:
         self.decode_seconds: float | None = None  # of a step that reads no prompt
-        self.token_seconds: float | None = None  # what each prompt token adds to it
+        self.token_seconds: float | None = None  # that each prompt token adds
 
     @property
     def num_tokens(self) -> int:
@@ -21,7 +21,7 @@ class SliceSize:
         return max(MIN_TOKENS, int(self.decode_seconds / max(self.token_seconds, 1e-9)))
 
     def learn(self, num_prompt_tokens: int, seconds: float) -> None:
-        """Take note of a step in which sequences decoded."""
+        """Record the time of a step in which sequences decoded."""
         if num_prompt_tokens == 0:
             self.decode_seconds = moved(self.decode_seconds, seconds)
         elif self.decode_seconds is not None:
@@ -30,8 +30,10 @@ class SliceSize:
 
 
 def moved(average: float | None, sample: float) -> float:
-    """The average with a sample more; one that is far off, as when something is compiled, counts
-    as no more than twice the average."""
+    """Return the moving average with one more sample.
+
+    An outlier, such as a step that compiled something, counts as at most twice the average.
+    """
     if average is None:
         return sample
     return average + WEIGHT * (min(sample, 2 * average) - average)

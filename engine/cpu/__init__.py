@@ -1,1 +1,1 @@
-"""Compiled code for a CPU; each part has a plain torch counterpart. See README.md."""
+"""Compiled code for CPUs; each part has a plain torch counterpart. See README.md."""

@@ -31,14 +31,15 @@ ANCESTOR_BYTES = 4
 
 
 class CpuAttentionBackend(ContiguousAttentionBackend):
-    """Attends by one compiled call a layer, whatever the lengths of the caches."""
+    """Attention by one compiled call for each layer, for caches of any lengths."""
 
     is_repeatable = True
 
     def __init__(self, kernel: Any, kv_cache: ContiguousKVCache, is_cross: bool) -> None:
-        """kernel: the module `kernels.decode_attention`
-        kv_cache: of sequences whose rows have `ancestors`
-        is_cross: whether rows attend to the encoder's output"""
+        """kernel:   the module `kernels.decode_attention`
+        kv_cache: its sequences' rows have `ancestors`
+        is_cross: whether rows attend to the encoder's output
+        """
         assert kv_cache.by_ancestors
         super().__init__(kv_cache, is_cross)
         shape = kv_cache.shape
@@ -120,7 +121,7 @@ class CpuAttentionBackend(ContiguousAttentionBackend):
         self.make_scratch(self.kernel.scratch_width(num_columns, self.shape.head_size))
 
     def make_scratch(self, num_floats: int) -> None:
-        """Make room for at least `num_floats` for each thread."""
+        """Allocate at least `num_floats` of scratch for each thread."""
         num_threads = torch.get_num_threads()
         if self.scratch.shape[0] < num_threads or self.scratch.shape[1] < num_floats:
             self.scratch = np.empty((num_threads, 2 * num_floats), np.float32)
@@ -161,9 +162,10 @@ class CpuAttentionBackend(ContiguousAttentionBackend):
         sinks: Tensor | None,
         attended: Tensor,
     ) -> None:
-        """Attend as `attend` does, into `attended`: (rows, 1, query heads, head size).
+        """Attend like `attend`, into `attended`: (rows, 1, query heads, head size).
 
-        softcap: 0: none; sinks: (query heads,) float32
+        softcap: 0: none
+        sinks:   (query heads,) float32
         """
         new: tuple[int, ...] = (0, 0, 0, 0)
         if keys is not None and values is not None:
@@ -177,20 +179,21 @@ class CpuAttentionBackend(ContiguousAttentionBackend):
         )  # fmt: skip
 
     def has_prefill(self) -> bool:
-        """Return whether the compiled prefill serves heads of this size."""
+        """Return whether the compiled prefill supports this head size."""
         head_size = self.shape.head_size
         return self.prefill_kernel is not None and bool(self.prefill_kernel.can_attend(head_size))
 
     def merged_arguments(
         self, qkv: int, width: int, cos: int, sin: int, scoring: Scoring, attended: int
     ) -> tuple[float, ...]:
-        """Return a kernel's arguments after those of the caches, for queries, keys and values that
-        lie one after the other and are yet to be rotated.
+        """Return a kernel's arguments after those of the caches, for merged q, k and v.
+
+        The kernel applies the rotary embedding.
 
         qkv:      the address of (tokens, heads of queries, keys and values * head size)
-        width:    of the queries, and of `attended`
-        cos, sin: the addresses of (tokens, head size), of each token's position
-        scoring:  without sinks
+        width:    the width of the queries and of `attended`
+        cos, sin: the addresses of (tokens, head size), by each token's position
+        scoring:  must have no sinks
         attended: the address of the result, (tokens, width)
         """
         assert scoring.sinks is None
@@ -218,7 +221,7 @@ class CacheTable:
         parts: Parts,
         windows: tuple[int | None, ...] = (),
     ) -> None:
-        """windows: of each layer; (): none has one"""
+        """windows: of each layer; (): no layer has one"""
         self.kernel = kernel
         num_layers, self.column_bytes = shape.num_layers, shape.head_size * shape.dtype.itemsize
         self.num_caches = len(parts[0][1]) if parts else 0
@@ -241,14 +244,14 @@ class CacheTable:
             self._leave_out(np.maximum(columns - self.windows, 0))
 
     def append_column(self) -> None:
-        """Describe the same caches with a token more, which is in the window of every layer."""
+        """Count one more token in each cache, in every layer."""
         self.fields[:, :, self.kernel.NUM_COLUMNS] += 1
         if self.windows is not None:
             has_left = self.fields[:, :, self.kernel.NUM_COLUMNS] > self.windows
             self._leave_out(has_left.astype(np.int64))
 
     def _leave_out(self, num_columns: np.ndarray) -> None:
-        """Let caches begin so many columns later. num_columns: (layers, caches) int64"""
+        """Let caches start `num_columns` later, (layers, caches) int64."""
         kernel, fields = self.kernel, self.fields
         fields[:, :, kernel.NUM_COLUMNS] -= num_columns
         for field in (kernel.KEYS, kernel.VALUES):
@@ -275,15 +278,16 @@ def address_of(array: np.ndarray | None) -> int:
 
 
 def addresses_of(kv: Tensor | None) -> tuple[int, int, int]:
-    """Return the address of the first layer's keys, and the bytes from layer to layer and from
-    keys to values. kv: (layers, keys and values, ...) float32"""
+    """Return the address of the first layer's keys, and the strides in bytes of layers and values.
+
+    The second stride is from keys to values. kv: (layers, 2, ...) float32
+    """
     assert kv is not None
     return kv.data_ptr(), 4 * kv.stride(0), 4 * kv.stride(1)
 
 
 def decode_kernel_for(shape: KVShape) -> Any:
-    """Return the compiled kernel for contiguous caches; None where it cannot be compiled or
-    disagrees with torch."""
+    """Return the compiled kernel for contiguous caches; None if it does not agree with torch."""
     if shape.device.type != "cpu" or shape.dtype != torch.float32:
         return None
     kernel = kernel_module("kernels.decode_attention")
@@ -308,10 +312,10 @@ TRIALS = ((False, True), (True, True), (False, False))  # is_cross, is_usual
 
 
 def trial_output(attention: ContiguousAttentionBackend, is_usual: bool) -> Tensor:
-    """Attend from a step of random sequences, the same for every backend. Returns (rows, 1, query
-    heads, head size).
+    """Run a step over random sequences, the same ones for every backend.
 
     is_usual: without a window, a soft cap and sinks
+    returns:  (rows, 1, query heads, head size)
     """
     draw = torch.Generator().manual_seed(0)
     shape = attention.shape

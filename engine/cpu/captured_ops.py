@@ -1,11 +1,11 @@
-"""Captured ops: the operations of a step are captured once, and replayed from then on.
+"""Captured ops: the torch operations of a step are captured once and replayed from then on.
 
-A model's own code spends much of a step in Python, and between two steps of as many rows nothing
-differs but numbers. So the operations that reach torch are captured, and later called one after
-the other: a view is made once, and a result is written to the same memory each time. They are
-the same operations on the same shapes, and give the same bits.
+A model's own code spends much of a step in Python, and two steps with equally many rows differ in
+numbers only. So the operations that reach torch are captured and later called one after the other:
+views are made once, and results are written to the same memory each time. They are the same
+operations on the same shapes, and give the same bits.
 
-Code that torch does not see must be called by `captured_call`.
+Code that torch does not see must be called through `captured_call`.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ _thread = threading.local()
 
 
 class NotCapturable(Exception):
-    """The step depends on values, or leaves something behind, and cannot be replayed."""
+    """The step depends on values, or keeps a result, and cannot be replayed."""
 
 
 def captured_call(call: Callable[..., None], *arguments: Any) -> None:
-    """Call a function that torch does not see, now and in every replay of the step's capture.
+    """Call a function that torch does not see, now and in every replay.
 
-    It writes its results into tensors among its arguments; other arguments stay as they are.
+    It must write its results into tensors among its arguments, and change no others.
     """
     capture: Capture | None = getattr(_thread, "capture", None)
     if capture is None:
@@ -79,14 +79,16 @@ def captured_call(call: Callable[..., None], *arguments: Any) -> None:
 
 
 class OpCapturer:
-    """Captures steps. Its graphs share memory: no two are replayed at once, and the result of a
-    step is used before the next."""
+    """Captures steps, as graphs that share memory.
+
+    No two graphs run at once, and the result of a step is used before the next one.
+    """
 
     def __init__(self) -> None:
         self.pool = GraphBuffers()
 
     def __call__(self, step: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], Tensor]]:
-        """Run a step; returns its result, and a graph that runs it again. Raises NotCapturable."""
+        """Run a step. Returns its result and a graph that runs it again. Raises NotCapturable."""
         _thread.capture = capture = Capture()
         try:
             with capture, RefuseValueReads():
@@ -108,7 +110,7 @@ class OpCapturer:
 
 
 class Capture(TorchDispatchMode):
-    """The operations of one step, in their order."""
+    """Records the operations of one step in order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -167,7 +169,7 @@ class Capture(TorchDispatchMode):
 
 
 class RefuseValueReads(TorchFunctionMode):
-    """Refuses to read values: a replay would act on those of the captured step."""
+    """Raises NotCapturable where Python reads a value, which a replay would not read again."""
 
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -211,7 +213,7 @@ def written_by(function: Any, args: Any, named: dict[str, Any]) -> Iterator[Tens
 def call_into(
     function: Any, args: Any, named: dict[str, Any], made: tuple[Tensor, ...]
 ) -> CapturedCall:
-    """Return a call that writes its results to `made`, if the operation has such an overload."""
+    """Return a call that writes its results to `made`, if the operation has an out= overload."""
     overload = overload_with_out(function)
     if overload is None:
         return AllocatingCall(function, args, named, made)
@@ -223,7 +225,7 @@ _overloads: dict[Any, tuple[Any, tuple[str, ...]] | None] = {}
 
 
 def overload_with_out(function: Any) -> tuple[Any, tuple[str, ...]] | None:
-    """Return the overload that writes into given tensors, and the names of those arguments."""
+    """Return the out= overload of an operation, and the names of the arguments to write to."""
     if function not in _overloads:
         _overloads[function] = _overload_with_out(function)
     return _overloads[function]

@@ -1,6 +1,6 @@
-"""Fused modules take the place of a model's own parts, and do the same in fewer passes.
+"""Replaces modules of a model by fused ones, which do the same in fewer passes over memory.
 
-Each kind is tried on random rows first (`self_test`).
+Each kind is first tested on random rows (`self_test`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TOLERANCE = 1e-5
 
 
 def fuse(model: Any) -> int:
-    """Replace what can be replaced; returns how many modules were. model: float32 on a CPU"""
+    """Replace every module that can be fused; returns how many were. model: float32 on a CPU"""
     # By the class that is replaced, and its parameters, which not all of a class may have.
     makes: dict[tuple[type, frozenset[str]], Make | None] = {}
     num_fused = 0
@@ -45,7 +45,7 @@ def fuse(model: Any) -> int:
 
 
 def make_for(module: Any) -> Make | None:
-    """Return what makes a fused module of such a one; None to leave it as it is."""
+    """Return the constructor of a fused module for this kind; None to leave the module as it is."""
     make: Make | None = None
     width, others = 64, ()
     if type(module).__name__ == "NewGELUActivation":
@@ -76,7 +76,7 @@ def make_for(module: Any) -> Make | None:
 
 
 def gated_make(activation: Any, name: str) -> Make | None:
-    """Return the class by that name of MLPs of ours; None if they have no such activation."""
+    """Return our MLP class by that name; None if it does not support the activation."""
     kernels = kernel_module("kernels.activation")
     if kernels is None or type(activation).__name__ not in kernels.KINDS:
         return None
@@ -85,7 +85,7 @@ def gated_make(activation: Any, name: str) -> Make | None:
 
 
 def is_norm(module: Any) -> bool:
-    """Return whether it is called an RMS norm, and is none of ours."""
+    """Return whether the module is an RMS norm that is not ours."""
     weight = getattr(module, "weight", None)
     return (
         type(module).__name__.endswith(NORMS)
@@ -99,7 +99,7 @@ def is_norm(module: Any) -> bool:
 
 @torch.inference_mode()
 def norm_make(module: Any) -> Make | None:
-    """Return what makes a norm that adds the same to its weight; None where none of them is."""
+    """Return the constructor of our norm with the same weight offset; None if none agrees."""
     kernels = kernel_module("kernels.rms_norm")
     if kernels is None:
         return None

@@ -1,8 +1,8 @@
 """Packed linear layers: weights laid out once for this CPU's matrix products.
 
-A plain product of a few rows with a large matrix spends most of its time in re-reading the
-matrix in the wrong order. The packed one is two to five times as fast, and the same arithmetic.
-oneDNN's is here; ours, which is faster for few rows, is in `packed_gemm.py`.
+A plain product of a few rows with a large matrix spends most of its time reading the matrix in the
+wrong order. The packed product is two to five times as fast, with the same arithmetic. oneDNN's is
+here; ours, which is faster for few rows, is in `packed_gemm.py`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ROWS_HINT = 16  # the number of rows for which oneDNN chooses its layout
 
 
 class MakeLinear(Protocol):
-    """A class of packed linear layers."""
+    """The constructor of a packed linear layer."""
 
     MIN_WEIGHTS: int
     """The smallest module worth packing, in weights; below it a plain product is as fast."""
@@ -51,7 +51,7 @@ class PackedLinear(nn.Module):
 
 
 def refuse_width(x: Tensor, in_features: int) -> None:
-    """Raise ValueError for rows of another width: compiled products read past the end of them."""
+    """Raise ValueError for rows of a wrong width: compiled products would read past their end."""
     if x.shape[-1] != in_features:
         raise ValueError(f"rows of {x.shape[-1]} for a product of {in_features} inputs")
 
@@ -75,12 +75,12 @@ def fastest_linear() -> MakeLinear:
 
 
 def is_of_onednn(module: nn.Module) -> bool:
-    """Return whether the module keeps its weights in oneDNN's layout, rounded or not."""
+    """Return whether the module's weights are in oneDNN's layout, rounded or not."""
     return bool(getattr(getattr(module, "packed", None), "is_mkldnn", False))
 
 
 def plain_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """Return torch's own layer, for modules too small to pack. weight: (out, in)"""
+    """Return a torch linear layer, for modules too small to pack. weight: (out, in)"""
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias is not None)
     linear.weight = nn.Parameter(weight, requires_grad=False)
     if bias is not None:
@@ -89,7 +89,7 @@ def plain_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
 
 
 def can_pack(model: Any) -> bool:
-    """Return whether oneDNN can pack the model: float32 on a CPU, in a torch that has it."""
+    """Return whether oneDNN can pack the model: float32 on a CPU, in a torch built with oneDNN."""
     return (
         model.device.type == "cpu"
         and model.dtype == torch.float32
@@ -102,7 +102,7 @@ def can_pack(model: Any) -> bool:
 def pack(model: Any, make: MakeLinear, min_weights: int | None = None) -> int:
     """Replace the linear modules of a model by packed ones; returns how many were replaced.
 
-    min_weights: the smallest module to replace, in weights; None: what `make` says is worth it
+    min_weights: the size of the smallest module to replace; None: the default of `make`
     """
     if min_weights is None:
         min_weights = make.MIN_WEIGHTS
@@ -142,8 +142,11 @@ def merge(
 
 
 def copy_unpacked(model: Any) -> None:
-    """Copy the tensors that were not packed: those of a checkpoint are views of its file, and
-    the last of them would hold all of the file in memory."""
+    """Copy the tensors that were not packed.
+
+    A checkpoint's tensors are views of its file: any that remained would keep the whole file in
+    memory.
+    """
     with torch.no_grad():
         for parameter in model.parameters():
             # The same parameter object, for several modules may share it.
@@ -154,7 +157,7 @@ def copy_unpacked(model: Any) -> None:
 
 
 def linear_weight(module: nn.Module) -> Any:
-    """Return a linear module's weight as (out, in); None for any other module."""
+    """Return a linear module's weight, (out, in); None for any other module."""
     if type(module) is nn.Linear:
         return module.weight
     if type(module) is Conv1D:  # GPT-2 keeps its weights transposed

@@ -1,7 +1,7 @@
-"""MergedLinear: one product in the place of several that read the same rows.
+"""MergedLinear: one product in place of several that read the same rows.
 
-A model's own code calls its projections to queries, keys and values one by one. One large
-product reads its weights faster than three small ones, and wakes the threads once.
+A model's own code calls the projections to queries, keys and values one by one. One large product
+reads its weights faster than three small ones, and wakes the threads once.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CROSS_ATTENTION = ("encoder_attn", "EncDecAttention", "cross_attn", "crossattent
 
 
 class MergedLinear:
-    """Computes the product at the first slice's call, and holds it until the last one's."""
+    """Computes the product when the first slice is called, and keeps it until the last one is."""
 
     def __init__(self, linear: nn.Module, num_slices: int) -> None:
         self.linear = linear
@@ -44,10 +44,10 @@ class MergedLinear:
 
 
 class LinearSlice(nn.Module):
-    """Stands in for one of the linear modules: some outputs of the merged one."""
+    """Replaces one linear module by its part of the merged product."""
 
     def __init__(self, merged: MergedLinear, first_output: int, weight: Tensor) -> None:
-        """weight: (out, in) of the module that is replaced, for its sizes and its type only"""
+        """weight: (out, in) of the replaced module, read for its size and dtype only"""
         super().__init__()
         self.merged = merged
         self.out_features, self.in_features = weight.shape

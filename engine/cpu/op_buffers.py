@@ -20,7 +20,7 @@ NAN_BYTE = 255  # a float whose bytes are all this is NaN
 
 @dataclass(slots=True)
 class CapturedCall:
-    """An operation, or a function of ours, with its arguments."""
+    """A torch operation, or a function of ours, with its arguments."""
 
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
@@ -30,14 +30,14 @@ class CapturedCall:
         yield from tensors_in((self.arguments, self.named))
 
     def moved(self, move: Callable[[Tensor], Tensor]) -> Callable[[], Any]:
-        """Return the call, bound to the tensors that `move` puts in the place of its own."""
+        """Return the call, bound to the tensors by which `move` replaces its own."""
         arguments, named = with_tensors((self.arguments, self.named), move)
         return partial(self.function, *arguments, **named)
 
 
 @dataclass(slots=True)
 class AllocatingCall(CapturedCall):
-    """A call that allocates its results; the tensors of later calls are then attached to them."""
+    """A call that allocates its results; the tensors of later calls become views of them."""
 
     results: tuple[Tensor, ...] = ()
 
@@ -52,25 +52,25 @@ class AttachedTensors:
         self.tensors: list[tuple[Tensor, tuple[int, torch.Size, tuple[int, ...]]]] = []
 
     def like(self, tensor: Tensor) -> Tensor:
-        """Return one more, which will be the view of the result that `tensor` was in the step."""
+        """Return a new tensor that will be a view of the result, with the layout of `tensor`."""
         mine = torch.empty(0, dtype=tensor.dtype)
         self.tensors.append((mine, (int(tensor.storage_offset()), tensor.size(), tensor.stride())))
         return mine
 
     def attach(self, result: Tensor) -> None:
-        """Make all of them views of a new result."""
+        """Make all tensors views of a new result."""
         storage = result.untyped_storage()
         for tensor, (offset, size, stride) in self.tensors:
             tensor.set_(storage, offset, size, stride)
 
     def release(self) -> None:
-        """Let go of the result, so that its memory is freed."""
+        """Drop the result, so that its memory is freed."""
         for tensor, _ in self.tensors:
             tensor.set_()  # type: ignore[call-overload]  # the stubs lack it
 
 
 class CapturedGraph:
-    """Replays a step; the result is overwritten by the next replay of any graph of the pool."""
+    """Replays a step; its result is overwritten by the next replay of any graph of the pool."""
 
     def __init__(self, calls: list[CapturedCall], result: Tensor, plan: BufferPlan) -> None:
         self.plan = plan
@@ -94,19 +94,18 @@ class CapturedGraph:
             each.attach(result)
 
     def release(self) -> None:
-        """Free the results that its own calls allocated."""
+        """Free the results that its allocating calls made."""
         for each in self.plan.made.values():
             each.release()
 
 
 class BufferPlan:
-    """The place of each tensor that a step allocates: a buffer of the pool, or the result of an
-    AllocatingCall."""
+    """Assigns each tensor of a step to a pooled buffer or to an AllocatingCall's result."""
 
     def __init__(
         self, calls: list[CapturedCall], born: dict[int, int], result: Tensor, pool: GraphBuffers
     ) -> None:
-        """born: by the address of a storage that the step allocates: the index of its call"""
+        """born: the index of the call that allocates each storage, by its address"""
         self.pool = pool
         self.born = born
         self.made: dict[int, AttachedTensors] = {}  # by address
@@ -126,8 +125,10 @@ class BufferPlan:
         )
 
     def place(self, tensor: Tensor) -> Tensor:
-        """Return the graph's tensor for one of the step; a tensor that outlives the step, as a
-        weight or an input, is returned as it is."""
+        """Return the graph's tensor for a tensor of the step.
+
+        A tensor that outlives the step, such as a weight, is returned unchanged.
+        """
         address = address_of(tensor)
         if address not in self.born:
             return tensor
@@ -143,21 +144,23 @@ class BufferPlan:
 
 
 class GraphBuffers:
-    """Buffers that the graphs of all shapes share. Their sizes are powers of two, so that steps
-    of different shapes use the same ones."""
+    """Buffers that all graphs share.
+
+    Their sizes are powers of two, so that steps of different shapes use the same ones.
+    """
 
     def __init__(self) -> None:
         self.buffers: dict[int, list[Tensor]] = defaultdict(list)  # by size in bytes
         self.replayed: CapturedGraph | None = None  # holds its results until another is replayed
 
     def begin(self, graph: CapturedGraph) -> None:
-        """Note which graph is replayed, and free what the one before allocated."""
+        """Record which graph is replayed, and free what the previous one allocated."""
         if self.replayed is not None and self.replayed is not graph:
             self.replayed.release()
         self.replayed = graph
 
     def assign(self, needs: Iterator[tuple[int, int, int, int]]) -> dict[int, Tensor]:
-        """Return a buffer for each need by its name; needs that do not overlap may share one.
+        """Return a buffer for each need, by name; needs that do not overlap in time may share one.
 
         needs: the first and the last call that use it, a name, and the size in bytes
         """
@@ -178,7 +181,7 @@ class GraphBuffers:
         return assigned
 
     def poison(self) -> None:
-        """Fill all buffers with NaN, so that a read of what was not written shows."""
+        """Fill all buffers with NaN, so that a read of unwritten memory shows."""
         for buffers in self.buffers.values():
             for each in buffers:
                 each.fill_(NAN_BYTE)

@@ -1,9 +1,9 @@
-"""PackedExperts: the experts of a mixture, each multiplied with the rows of a step that chose it.
+"""PackedExperts: a mixture's experts, each multiplied with the rows that chose it.
 
-The rows are sorted by expert, and one compiled call multiplies all of them, so that the weights of
-an expert are read once for a step and those of an expert that no row chose are not read. It takes
-the place of the experts of `transformers` that say of themselves how their weights lie
-(`integrations/moe.py` there), and is called with the choice that the model's own router made.
+Rows are sorted by expert, and one compiled call multiplies all of them, so that an expert's weights
+are read once in a step, and not at all if no row chose it. It replaces the experts of
+`transformers` whose attributes describe the layout of their weights (`integrations/moe.py` there),
+and takes the choice of the model's own router.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from engine.cpu.thread_pool import (
 
 
 class PackedExperts(nn.Module):
-    """Takes the place of experts of which `can_pack` is true."""
+    """Replaces experts for which `can_pack` is true."""
 
     def __init__(self, module: Any) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class PackedExperts(nn.Module):
 
 
 class Products:
-    """The same linear layer of every expert, its weights packed."""
+    """The same linear layer of all experts, with packed weights."""
 
     def __init__(self, weights: Tensor, biases: Tensor | None) -> None:
         """weights: (experts, out, in) float32; biases: (experts, out)"""
@@ -117,7 +117,7 @@ class Products:
     def arguments(
         self, rows: int, out: int, scratch: int, num_groups: int, groups: int
     ) -> tuple[int, ...]:
-        """Return what `run` takes. rows, out, scratch, groups: addresses"""
+        """Return the arguments of `run`. rows, out, scratch, groups: addresses"""
         biases = 0 if self.biases is None else self.biases.data_ptr()
         return (
             rows, self.depth, self.packed.data_ptr(), self.packed[0].numel(), self.width, biases,
@@ -125,7 +125,12 @@ class Products:
         )  # fmt: skip
 
     def __call__(self, rows: Tensor, groups: np.ndarray) -> Tensor:
-        """rows: (rows, in), by expert; groups: see GROUPS; returns (rows, out)"""
+        """Multiply each row by its expert.
+
+        rows:    (rows, in), sorted by expert
+        groups:  see GROUPS
+        returns: (rows, out)
+        """
         rows = rows.contiguous()
         out = torch.empty(len(rows), self.width)
         out[groups[:, 1].max(initial=0) :] = 0
@@ -176,7 +181,7 @@ run = compile_parallel(body, "10q")
 
 
 def can_pack(module: Any) -> bool:
-    """Return whether a module is a mixture's experts whose weights lie in a way that is known."""
+    """Return whether a module holds a mixture's experts in a known layout."""
     if not isinstance(getattr(module, "down_proj", None), nn.Parameter):
         return False
     says = [getattr(module, each, None) for each in ("has_gate", "has_bias", "is_transposed")]
@@ -192,7 +197,7 @@ def can_pack(module: Any) -> bool:
 
 
 def trial_of(module: Any, num_rows: int) -> tuple[int, tuple[Tensor, Tensor]]:
-    """Return the width of the rows that experts are called with, and what comes beside so many."""
+    """Return the row width of experts, and random choices and weights for `num_rows` rows."""
     num_experts, *sizes = module.down_proj.shape
     width = sizes[1] if module.is_transposed else sizes[0]
     experts = torch.arange(2 * num_rows).view(num_rows, 2) % num_experts

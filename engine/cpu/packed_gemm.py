@@ -1,9 +1,9 @@
 """PackedGemmLinear: a float32 linear layer whose product is compiled here.
 
-The weights of as many outputs as two registers hold lie input by input in a panel, so that they
-are read once and in order; a tile of TILE_ROWS rows is multiplied with a panel in registers (Goto
-and van de Geijn, 2008, doi:10.1145/1356052.1356053). An output is summed in the same order
-whatever rows come with it: a row's product has the same bits alone and in company.
+The weights for as many outputs as fit into two registers are stored as a panel, input by input, so
+that they are read once and in order. A tile of TILE_ROWS rows is multiplied with a panel in
+registers (Goto and van de Geijn, 2008, doi:10.1145/1356052.1356053). The order of each sum does not
+depend on the other rows: a row's product has the same bits alone and in a batch.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ multiply = prefetching_microkernel(2)
 
 
 class PackedGemmLinear(nn.Module):
-    """A linear layer whose weights lie in panels."""
+    """A linear layer with its weights in panels."""
 
     MIN_WEIGHTS: ClassVar[int] = 1024
 
@@ -69,7 +69,7 @@ class PackedGemmLinear(nn.Module):
         return out
 
     def _multiply(self, rows: Tensor, out: Tensor) -> None:
-        """rows: (rows, in), which may be a part of wider rows; out: (..., out)"""
+        """Multiply rows. rows: (rows, in), possibly a part of wider rows; out: (..., out)"""
         num_rows, depth = rows.shape
         num_threads = threads_for(num_rows * depth * self.out_features, MIN_PRODUCTS_A_THREAD)
         if len(self.scratch) < num_threads:
@@ -83,7 +83,8 @@ class PackedGemmLinear(nn.Module):
     def arguments(
         self, rows: int, row_stride: int, num_rows: int, residual: int, out: int, scratch: int
     ) -> tuple[int, ...]:
-        """Return what `run` takes. rows, residual, out, scratch: addresses; residual may be 0"""
+        """Return the arguments of `run`. rows, residual, out, scratch: addresses; residual may
+        be 0"""
         return (
             rows, row_stride, num_rows, self.in_features, self.packed_weight.data_ptr(),
             self.out_features, 0 if self.bias is None else self.bias.data_ptr(), residual, out,
@@ -92,13 +93,12 @@ class PackedGemmLinear(nn.Module):
 
 
 def new_scratch(num_threads: int) -> np.ndarray:
-    """Return (threads, TILE_ROWS, PANEL_WIDTH): room for a tile of the last panel, which may be
-    wider than the outputs that are left."""
+    """Return (threads, TILE_ROWS, PANEL_WIDTH): for tiles of a panel wider than the outputs."""
     return np.empty((num_threads, TILE_ROWS, PANEL_WIDTH), np.float32)
 
 
 def pack_weight(weight: Tensor) -> Tensor:
-    """Lay out a weight. weight: (out, in); returns (panels, in, PANEL_WIDTH), zero-padded"""
+    """Pack a weight, (out, in). Returns (panels, in, PANEL_WIDTH), zero-padded."""
     num_outputs, depth = weight.shape
     num_whole, num_left = divmod(num_outputs, PANEL_WIDTH)
     panels = torch.empty((num_whole + (num_left > 0), depth, PANEL_WIDTH))
@@ -114,16 +114,16 @@ def multiply_tile(
     num_rows: Any, left: Any, left_stride: Any, weights: Any, panel: Any, depth: Any, width: Any,
     bias: Any, residual: Any, out: Any, scratch: Any, tile: Any, num_tiles: Any,
 ) -> None:  # fmt: skip
-    """Multiply up to TILE_ROWS rows by one panel, and fetch a part of the next panel.
+    """Multiply up to TILE_ROWS rows by one panel, and prefetch a part of the next panel.
 
-    A processor reads ahead by itself to the end of a page, which is 32 rows of a panel, and then
-    waits for memory; while the later tiles find the panel in the second cache, memory would rest.
+    A processor's own prefetcher stops at the end of a page, which is 32 rows of a panel. While
+    later tiles find the panel in the second-level cache, memory would be idle.
 
-    left:          the address of the first row; left_stride: from a row to the next, in floats
-    weights, bias: of the whole layer, whose rows of outputs are `width` floats
+    left:          the address of the first row; left_stride: from row to row, in floats
+    weights, bias: of the whole layer, whose output rows are `width` floats
     residual, out: the addresses of the first row's outputs
     scratch:       the address of the thread's own tile
-    tile:          of `num_tiles` that the panel is multiplied with, one after the other
+    tile:          the number of the tile, of `num_tiles` that are multiplied with the panel
     """
     begin = panel * PANEL_WIDTH
     num_columns = min(PANEL_WIDTH, width - begin)
@@ -147,8 +147,10 @@ def multiply_tile(
 
 @fast
 def tile_rows(tile: Any, num_tiles: Any, num_rows: Any) -> Any:
-    """Return [begin, end): the rows of a tile. They are shared out evenly, for a tile of one takes
-    as long as one of four."""
+    """Return [begin, end): the rows of a tile.
+
+    Rows are shared out evenly, since a tile of one row takes as long as a tile of four.
+    """
     return tile * num_rows // num_tiles, (tile + 1) * num_rows // num_tiles
 
 

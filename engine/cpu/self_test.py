@@ -1,7 +1,7 @@
-"""Self-test: a compiled part is compared with plain torch at start, and serves only if it agrees.
+"""Self-test: compares a compiled part with plain torch at start; it is used only if they agree.
 
-A part that cannot be compiled here, raises, or gives other numbers is left out with a warning,
-and plain torch does its work: the answers are the same, later.
+A part that does not compile here, raises, or gives other numbers is left out with a warning. Plain
+torch does its work instead: the answers are the same, but slower.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ OFF = frozenset({"0", "false", "no", "off"})
 
 
 def kernels_enabled(wanted: bool) -> bool:
-    """Return whether compiled parts may serve: the model's setting, unless the environment
-    variable switches them off for every model of the process."""
+    """Return whether compiled parts may be used.
+
+    This is the model's setting, unless the environment variable switches them off for the process.
+    """
     return wanted and os.environ.get(ENVIRONMENT_VARIABLE, "").strip().lower() not in OFF
 
 
@@ -44,11 +46,12 @@ def agrees(
     plain: Callable[[], Iterable[Tensor]],
     tolerance: float = 1e-4,
 ) -> bool:
-    """Return whether both give the same tensors; log a warning that names the part if not.
+    """Return whether both give the same tensors; if not, log a warning.
 
     part:      the name of the compiled part, for the log
-    compiled:  runs it on inputs of its own choice; `plain` gives torch's results for the same
-    tolerance: of 1, or of the largest number if that is more
+    compiled:  runs the part on inputs of its own choice
+    plain:     runs torch on the same inputs
+    tolerance: relative to 1, or to the largest number if that is more
     """
     try:
         with torch.random.fork_rng(devices=[]):
@@ -63,8 +66,10 @@ def agrees(
 
 
 def is_close(one: Tensor, other: Tensor, tolerance: float) -> bool:
-    """Return whether no number is off by more than the tolerance. A sum whose terms cancel out has
-    the rounding of its terms, so that a small number may be off like the largest."""
+    """Return whether no number is off by more than the tolerance, relative to the largest number.
+
+    A small sum whose terms cancel out has the rounding error of its large terms.
+    """
     finite = other[other.isfinite()]
     largest = max(float(finite.abs().max()), 1.0) if finite.numel() else 1.0
     return torch.allclose(one, other, rtol=0.0, atol=tolerance * largest)

@@ -1,6 +1,6 @@
-"""Functions that numba compiles, run by torch's own pool of threads.
+"""Runs functions compiled by numba on torch's own thread pool.
 
-A second pool would spin against torch's OpenMP threads. Importing this raises ImportError,
+A second pool would compete with torch's OpenMP threads. Importing this raises ImportError,
 AttributeError or OSError where numba or that pool is missing.
 """
 
@@ -41,10 +41,10 @@ fast = partial(njit, fastmath=True, error_model="numpy")
 
 
 def sources_digest() -> str:
-    """Return a digest of every source file of this package, part of the cache's folder name.
+    """Return a digest of every source file of this package, part of the cache folder's name.
 
-    numba invalidates a cached function when its own file changes, and does not look at the files
-    of the functions that are compiled into it.
+    numba invalidates a cached function when its own file changes, but ignores the files of
+    functions that are compiled into it.
     """
     digest = sha256()
     for path in sorted(Path(__file__).parent.rglob("*.py")):
@@ -57,7 +57,7 @@ SOURCES = sources_digest()
 
 @fast
 def own_share(num_items: Any) -> Any:
-    """Return [begin, end): the items that the calling thread is to do."""
+    """Return [begin, end): the items for the calling thread."""
     thread, num_threads = np.int64(thread_number()), np.int64(thread_count())
     return thread * num_items // num_threads, (thread + 1) * num_items // num_threads
 
@@ -65,20 +65,20 @@ def own_share(num_items: Any) -> Any:
 def threads_for(num_values: int, min_values: int) -> int:
     """Return how many threads to wake.
 
-    min_values: for one thread; with fewer, waking it costs more than it saves
+    min_values: the work of one thread; with less, waking it costs more than it saves
     """
     return min(torch.get_num_threads(), num_values // min_values + 1)
 
 
 def as_rows(x: Tensor) -> Tensor:
-    """Return x: (..., width) as (rows, width), whose rows are contiguous in themselves."""
+    """Return x, (..., width), as (rows, width) with contiguous rows."""
     rows = x[None] if x.dim() == 1 else x.flatten(0, -2)
     return rows if rows.stride(1) == 1 else rows.contiguous()
 
 
 @contextmanager
 def one_process_at_a_time() -> Iterator[None]:
-    """Let the first of several engines that start together compile, and the others load that."""
+    """Let only one of several starting engines compile; the others then load its result."""
     path = Path(tempfile.gettempdir(), f"tidemill-{os.getuid()}-{SOURCES}.lock")
     file = None
     with suppress(OSError):  # without a lock each compiles for itself
@@ -92,7 +92,7 @@ def one_process_at_a_time() -> Iterator[None]:
 
 
 class ParallelFunction:
-    """A compiled function, which all threads of the pool run at once."""
+    """A compiled function that all threads of the pool run at once."""
 
     def __init__(self, address: int, layout: str) -> None:
         self.address = address
@@ -105,8 +105,8 @@ class ParallelFunction:
 def compile_parallel(body: Callable[[Any], None], layout: str) -> ParallelFunction:
     """Compile `body`, which takes the address of its arguments.
 
-    layout: of the arguments, as `struct` names it: int64 (q), or float64 (d), which `body` reads
-            by its bits
+    layout: the types of the arguments, as in `struct`: int64 (q), or float64 (d), whose bits `body`
+            reads
     """
     signature = types.void(types.CPointer(types.int64))
     body.__qualname__ = f"{body.__name__}_{SOURCES}"  # the name in numba's cache on disk
@@ -119,7 +119,7 @@ def compile_parallel(body: Callable[[Any], None], layout: str) -> ParallelFuncti
 
 
 def cast(to: Any, source: Any, instruction: str) -> Any:
-    """Return a function that converts a value by one LLVM instruction, named `how`."""
+    """Return a function that converts a value by the LLVM instruction of that name."""
 
     @intrinsic
     def converted(typing_context: Any, value: Any) -> Any:

@@ -1,1 +1,1 @@
-"""KV caches of running sequences, and the planning of their memory."""
+"""KV caches of running sequences, and how their memory is planned."""

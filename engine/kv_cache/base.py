@@ -1,8 +1,8 @@
-"""KVCacheManager: the memory of the keys and values of all running sequences.
+"""KVCacheManager: owns the memory of the keys and values of all running sequences.
 
-There are two, and both lead to the same tokens. `contiguous.py` gives each sequence a tensor of
-its own, for a CPU, which should compute nothing that it need not. `paged.py` keeps all sequences
-in one tensor of pages, for a GPU, which needs fixed addresses and one call for all rows.
+There are two kinds, which give the same tokens. `contiguous.py` gives each sequence its own
+tensors, which suits a CPU: no padding is computed. `paged.py` keeps all sequences in one tensor of
+pages, which suits a GPU: addresses are fixed and one call serves all rows.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class KVShape:
-    """The size of what a model keeps of one token: `num_layers` times a key and a value of each
+    """The size of the keys and values of one token: `num_layers` times a key and a value per
     head."""
 
     num_layers: int
@@ -38,8 +38,10 @@ class KVShape:
 
 
 class SequenceCache(Protocol):
-    """The keys and values of one sequence. Its rows (beams, or returned answers) have one length;
-    tokens below it are written, and no others are read."""
+    """The keys and values of one sequence, whose rows (beams or returned answers) have one length.
+
+    Tokens below the length are written; no others are read.
+    """
 
     num_rows: int
     length: int
@@ -49,38 +51,40 @@ class SequenceCache(Protocol):
         """The number of tokens for which each row has memory."""
 
     def reserve(self, num_tokens: int = 1) -> None:
-        """Make sure that each row has memory for `num_tokens` more."""
+        """Make sure that each row has memory for `num_tokens` more tokens."""
 
     def commit_prompt(self, num_tokens: int) -> None:
-        """Count the first `num_tokens` of a prompt, whose keys and values all rows share."""
+        """Count the first `num_tokens` of a prompt as written, for all rows."""
 
     def commit_token(self) -> None:
         """Count the token that a step wrote in each row."""
 
     def write_encoded(self, keys_values: Tensor) -> Encoded[Any]:
-        """Store what the decoder attends to of an encoder's output. Returns what others may hold.
+        """Store the keys and values of the encoder's output.
+
+        Returns a handle that others may share.
 
         keys_values: (layers, 2, heads, prompt tokens, head size)
         """
 
     def share_encoded(self, encoded: Encoded[Any]) -> None:
-        """Hold what was stored for an equal prompt."""
+        """Share the encoder's output of a sequence with an equal prompt."""
 
     def reorder(self, rows: Tensor) -> None:
-        """Let row i go on from what row `rows[i]` was. rows: (rows,) int64"""
+        """Copy row `rows[i]` to row i, as beam search does. rows: (rows,) int64"""
 
     def clear(self) -> None:
         """Free the memory. A second call does nothing."""
 
 
 class PrefixSequenceCache(SequenceCache, Protocol):
-    """The cache of a sequence whose prompt may begin with what was computed for another."""
+    """A sequence's cache that can start with a prefix computed for another sequence."""
 
     def take_prefix(self, blocks: PromptBlocks) -> None:
-        """Begin with what is kept of the prompt, if anything: it counts in `length`."""
+        """Start with the cached blocks of the prompt, if any; they count in `length`."""
 
     def keep_prefix(self, blocks: PromptBlocks) -> None:
-        """Let others find what is computed of the prompt, if it was met before."""
+        """Put the computed blocks of the prompt into the prefix cache, if they were seen before."""
 
 
 class KVCacheManager(Protocol):
@@ -89,24 +93,23 @@ class KVCacheManager(Protocol):
     shape: KVShape
 
     def new_sequence(self, num_rows: int, max_tokens: int) -> SequenceCache:
-        """An empty cache. max_tokens: the length that the sequence may come to have"""
+        """Return an empty cache. max_tokens: the longest that the sequence may become"""
 
     def free_all_but(self, caches: Iterable[Any]) -> None:
-        """Free every other cache, and the memory that is pooled: a step failed in which
-        sequences may have been made that have no owner."""
+        """Free all other caches and pooled memory, after a failed step left unowned caches."""
 
     def check(self, caches: Iterable[Any]) -> None:
-        """Raise InvariantBroken unless exactly these caches own memory, none of it twice."""
+        """Raise InvariantBroken unless exactly these caches own memory, without overlap."""
 
 
 class WindowedKVCache(KVCacheManager, Protocol):
-    """One whose layers are known, and keep no more than their windows need."""
+    """A KV cache with known layers, of which each keeps only what its window needs."""
 
     row_size: RowSize | None
     """What a row takes, where some layer has a window; else a place for each token."""
 
     def set_windows(self, windows: tuple[int | None, ...]) -> None:
-        """Keep of each layer what its window needs, from now on. No sequence runs.
+        """Set the window of each layer. No sequence may be running.
 
-        windows: of each layer; (): none has one
+        windows: of each layer; (): no layer has one
         """

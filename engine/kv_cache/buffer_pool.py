@@ -1,4 +1,4 @@
-"""BufferPool: the memory of sequences that ended, for those that come."""
+"""BufferPool: reuses the memory of finished sequences for new ones."""
 
 from __future__ import annotations
 
@@ -7,26 +7,28 @@ import mmap
 import torch
 from torch import Tensor
 
-# A tensor that may become as large has pages of the operating system from the start, which are
-# returned to it. On the heap, tensors of all sizes leave holes that nothing fits, as much again
-# as they are; and pages that were never written cost nothing, while growing copies.
+# A tensor that may become this large is allocated outside of the heap from the start. Its pages
+# return to the operating system, while tensors of all sizes would fragment the heap to twice its
+# size. Unwritten pages cost nothing, while growing a tensor copies it.
 LARGE_BYTES = 2**20
 MAX_POOLED_BUFFERS = 4
 MAX_POOLED_BYTES = 48 * 2**20
 
 
 class BufferPool:
-    """Memory of sequences that ended, for those that come: the operating system fills its pages
-    with zeros first, which is a twentieth of a small model's step. It holds at most `max_bytes`,
-    for a large model has other things to wait for, of at most MAX_POOLED_BUFFERS sequences, for
-    few end in one step."""
+    """Keeps the memory of finished sequences for reuse.
+
+    The operating system fills new pages with zeros, which takes a twentieth of a small model's
+    step. The pool holds at most `max_bytes`, since the gain is small for a large model, in at most
+    MAX_POOLED_BUFFERS buffers, since few sequences end in one step.
+    """
 
     def __init__(self, max_bytes: int = 0) -> None:
         self.max_bytes = max_bytes
         self.buffers: list[torch.UntypedStorage] = []  # the newest is the last
 
     def put(self, tensor: Tensor) -> None:
-        """Take a tensor's memory over; the oldest is freed if there is too much."""
+        """Keep a tensor's memory; if there is too much, the oldest is freed."""
         storage = tensor.untyped_storage()
         if storage.nbytes():
             self.buffers.append(storage)
@@ -35,7 +37,7 @@ class BufferPool:
             del self.buffers[0]
 
     def take(self, num_bytes: int) -> Tensor | None:
-        """(num_bytes,) uint8 in the smallest buffer that has as many; None if none has."""
+        """Return (num_bytes,) uint8 from the smallest sufficient buffer; None without one."""
         large = [at for at, each in enumerate(self.buffers) if each.nbytes() >= num_bytes]
         if not num_bytes or not large:
             return None
@@ -47,7 +49,7 @@ class BufferPool:
 
 
 def new_pages(num_bytes: int) -> Tensor:
-    """(num_bytes,) uint8 in pages of the operating system, off the heap. Raises MemoryError."""
+    """Return (num_bytes,) uint8 in new pages outside of the heap. Raises MemoryError."""
     try:
         pages = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:

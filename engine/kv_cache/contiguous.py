@@ -1,7 +1,7 @@
-"""ContiguousKVCache: each sequence has tensors of its own, which grow with it in buckets.
+"""ContiguousKVCache: each sequence has its own tensors, which grow with it in buckets.
 
-So a model with a long context costs what its sequences need, and not what they might; and layers
-with a window keep no more than it shows, but for a bounded number of tokens (`layer_group.py`).
+A sequence takes the memory of its present length, not of the whole context. Layers with a window
+keep the window and a bounded number of other tokens (`layer_group.py`).
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ BLOCK_TOKENS = 32  # of prompts that share their beginnings
 
 
 class ContiguousSequenceCache:
-    """A SequenceCache in a tensor for each LayerGroup. Always: tokens below `length` are written,
-    later ones are never read."""
+    """A SequenceCache with one tensor for each LayerGroup.
+
+    Always: tokens below `length` are written, later ones are never read.
+    """
 
     def __init__(
         self,
@@ -37,18 +39,19 @@ class ContiguousSequenceCache:
         buffer_pool: BufferPool | None = None,
         windows: tuple[int | None, ...] = (),
     ) -> None:
-        """by_ancestors: rows that change places move no keys but say in which row theirs are
-        poisoned: memory that was never written is NaN, so that a test sees it read
-        max_tokens: the length that it may come to have; 0: unknown
-        buffer_pool: where its memory comes from, if there is enough, and goes to
-        windows: of each layer; (): none has one"""
+        """by_ancestors: reordered rows copy no keys; a table says in which row each token lies
+        poisoned:     unwritten memory is NaN, so that a test notices a read
+        max_tokens:   the longest that the sequence may become; 0: unknown
+        buffer_pool:  provides memory and takes it back
+        windows:      of each layer; (): no layer has one
+        """
         self.shape = shape
         self.num_rows = num_rows
         self.poisoned = poisoned
         self.max_tokens = max_tokens
         self.length = self.capacity = 0
-        self.num_moves = 0  # how often some of its memory was replaced
-        self.num_prompt_rows = 1 if by_ancestors else num_rows  # into which a prompt is written
+        self.num_moves = 0  # how often its buffers were replaced
+        self.num_prompt_rows = 1 if by_ancestors else num_rows  # rows to write a prompt into
         pool = buffer_pool or BufferPool()
         self.groups = [
             LayerGroup(shape, layers, window, num_rows, by_ancestors, poisoned, pool)
@@ -60,7 +63,7 @@ class ContiguousSequenceCache:
             for group in self.groups
             for at, layer in enumerate(layer_numbers(shape.num_layers, group.layers))
         }
-        # (layers, 2, heads, prompt tokens, head size), which others may hold, too
+        # (layers, 2, heads, prompt tokens, head size), possibly shared
         self.encoded: Encoded[Tensor] | None = None
 
     def reserve(self, num_tokens: int = 1) -> None:
@@ -72,14 +75,15 @@ class ContiguousSequenceCache:
         )
 
     def of_layer(self, layer: int, begin: int, end: int) -> Tensor:
-        """The keys and values of the tokens [begin, end), which the layer keeps: (2, rows, heads,
-        tokens, head size)."""
+        """Return a layer's keys and values of the tokens [begin, end), which it must still keep.
+
+        returns: (2, rows, heads, tokens, head size)
+        """
         group, at = self.places[layer]
         return group.kv[at, :, :, :, group.columns(begin, end)]
 
     def write_prompt(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        """Write one layer's next tokens of a prompt, the same for every row; `commit_prompt` counts
-        them.
+        """Write a layer's next prompt tokens for all rows; `commit_prompt` counts them.
 
         keys, values: (heads, tokens, head size)
         """
@@ -88,7 +92,7 @@ class ContiguousSequenceCache:
         written[1, : self.num_prompt_rows] = values
 
     def take_prefix(self, blocks: PromptBlocks) -> None:
-        """Begin with a copy of what is kept of the prompt."""
+        """Start with a copy of the cached blocks of the prompt."""
         kept, size = blocks.cache.use(blocks), blocks.cache.block_tokens
         if not kept:
             return
@@ -104,8 +108,7 @@ class ContiguousSequenceCache:
         self.commit_prompt(num_kept)
 
     def keep_prefix(self, blocks: PromptBlocks) -> None:
-        """Let the cache of prefixes copy what it is to keep of the prompt: blocks of which every
-        layer has all tokens yet, as most have when they were just read."""
+        """Let the prefix cache copy the blocks of the prompt that every layer still has in full."""
         size = blocks.cache.block_tokens
 
         def place_of(number: int) -> Tensor:
@@ -158,9 +161,11 @@ class ContiguousSequenceCache:
 
 
 class ContiguousKVCache:
-    """The KVCacheManager of ContiguousSequenceCaches. Always: no two of them share memory but
-    for an encoder's output, which counts them, nor is any of it in the pool, nor that of a prefix
-    that is kept."""
+    """The KVCacheManager of ContiguousSequenceCaches.
+
+    Always: no two of them share memory, except for encoder outputs, which are counted. None of
+    their memory is also in the pool or in the prefix cache.
+    """
 
     def __init__(
         self,
@@ -171,8 +176,9 @@ class ContiguousKVCache:
         max_prefix_tokens: int = 0,
     ) -> None:
         """by_ancestors, poisoned: see ContiguousSequenceCache
-        max_tokens:        of all sequences at their longest, and of prefixes beside them
-        max_prefix_tokens: of prefixes that are kept for other sequences; 0: none are"""
+        max_tokens:        of all sequences at their longest, and of cached prefixes
+        max_prefix_tokens: of cached prefixes; 0: no prefix cache
+        """
         self.shape = shape
         self.by_ancestors = by_ancestors
         self.poisoned = poisoned
@@ -210,8 +216,7 @@ class ContiguousKVCache:
                 block.fill_(torch.nan)
 
     def free_all_but(self, caches: Iterable[ContiguousSequenceCache]) -> None:
-        """The memory of a cache without an owner goes with it; what is pooled is freed here, and
-        so are prefixes."""
+        """Free pooled memory and prefixes; unowned caches are freed with their tensors."""
         self.buffer_pool.clear()
         if self.prefixes is not None:
             self.prefixes.shrink(0)
@@ -237,4 +242,4 @@ def poison(tensor: Tensor) -> None:
 
 
 def leave(_: Tensor) -> None:
-    """The memory of a tensor goes with it."""
+    """Do nothing: the memory is freed with its tensor."""

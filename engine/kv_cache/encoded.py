@@ -1,7 +1,7 @@
-"""EncodedPrompts: what a decoder reads of an encoder's output, once for sequences of equal prompts.
+"""EncodedPrompts: shares an encoder's output among running sequences with equal prompts.
 
-One document is asked for with several seeds, settings or languages, and parts of documents are
-equal; the encoder runs once for all of those that run at a time.
+One document may be submitted with several seeds, settings or languages, and parts of documents can
+be equal; the encoder runs once for all that run at the same time.
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ Content = TypeVar("Content")
 
 
 class Encoded(Generic[Content]):
-    """The content that several caches read. Every reader is among its holders, and the last
-    to leave frees it."""
+    """An encoder's output that several caches read; the last holder to leave frees it."""
 
     def __init__(self, content: Content, free: Callable[[Content], None]) -> None:
         self.content = content
         self.free = free
-        # Weakly: a step that fails may leave caches that nobody clears.
+        # Weak references: a failed step may leave caches that are never cleared.
         self.holders: WeakSet[object] = WeakSet()
 
     def hold(self, cache: object) -> Encoded[Content]:
@@ -36,7 +35,7 @@ class Encoded(Generic[Content]):
 
 
 class EncodedPrompts(Generic[Content]):
-    """The encoded prompts that some cache holds, by their token ids."""
+    """The encoded prompts of running sequences, by their token ids."""
 
     def __init__(self) -> None:
         self.by_prompt: WeakValueDictionary[tuple[int, ...], Encoded[Content]] = (
@@ -56,8 +55,10 @@ class Holder(Protocol):
 
 
 def check_holders(caches: Iterable[Holder]) -> list[Encoded[Any]]:
-    """List what the caches hold, each once. Raises InvariantBroken if one reads what it does
-    not hold."""
+    """List the outputs that the caches hold, each once.
+
+    Raises InvariantBroken if a cache reads one that it does not hold.
+    """
     held: dict[int, Encoded[Any]] = {}
     for each in caches:
         if each.encoded is None:

@@ -18,7 +18,7 @@ from engine.kv_cache.base import KVShape
 
 
 class PassThroughCache(Cache):
-    """A cache that returns what it is given."""
+    """A cache that stores nothing and returns its arguments."""
 
     def __init__(self, shape: KVShape) -> None:
         layers: Any = [PlaceholderLayer() for _ in range(shape.num_layers)]
@@ -27,11 +27,11 @@ class PassThroughCache(Cache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """key_states, value_states: (rows, heads, 1, head size); returns them."""
+        """Return the arguments. key_states, value_states: (rows, heads, 1, head size)"""
         return key_states, value_states
 
-    # The models ask for one length of all rows. There is none; masks and positions, which they
-    # would compute from it, are given by row.
+    # Models ask for a single length of all rows, from which they compute masks and positions. Rows
+    # differ here, so masks and positions are passed in.
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return 0
@@ -48,9 +48,11 @@ class PassThroughCache(Cache):
 
 
 class EncodedPlaceholder(Cache):
-    """A cache that has been filled, as far as a model can see: each of its layers has the same
-    keys, `keys`, of which a model looks at the shape only. The attention function knows by them
-    that it is called for the encoder's output."""
+    """A cache that looks filled to the model: every layer has the same `keys`.
+
+    A model reads only their shape. The attention function recognises them and so knows that it is
+    called for cross-attention.
+    """
 
     def __init__(self, shape: KVShape) -> None:
         layers: Any = [EncodedLayer(self) for _ in range(shape.num_layers)]
@@ -59,7 +61,7 @@ class EncodedPlaceholder(Cache):
         self.keys = self.of_a_row
 
     def resize(self, num_rows: int) -> Tensor:
-        """Let the keys be those of a step of `num_rows`; returns (rows, heads, 1, head size)."""
+        """Resize the keys to a step of `num_rows`; returns them: (rows, heads, 1, head size)."""
         self.keys = self.of_a_row.expand(num_rows, -1, -1, -1)
         return self.keys
 

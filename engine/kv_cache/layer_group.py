@@ -1,9 +1,9 @@
-"""LayerGroup: the keys and values of one sequence in all layers that see equally far back.
+"""LayerGroup: the keys and values of one sequence in all layers with the same window.
 
-Layers without a window keep every token. Those with a window W keep W and a bounded number beside:
-when their columns are full, the last that the window shows are copied to the front of others, so
-that the keys of a row stay one after the other, as compiled attention reads them. That is done once
-in at least W / 8 tokens, and so costs little beside attending to W in each step.
+Layers without a window keep every token. Layers with a window W keep W tokens and a bounded number
+more: when the columns are full, the last W are copied to the front of a new buffer, so that the
+keys of a row stay contiguous, as compiled attention reads them. That happens at most once in W / 8
+tokens, so it costs little beside attending to W tokens in each step.
 """
 
 from __future__ import annotations
@@ -17,21 +17,24 @@ from torch import Tensor
 from engine.kv_cache.base import KVShape
 from engine.kv_cache.buffer_pool import LARGE_BYTES, BufferPool, new_pages
 
-# Columns are added, and left, by so many. So a block of tokens that is computed at once lies in
-# its columns as it would if none had been left, and is added up in the same order.
+# Columns are added and dropped in buckets of this size. So tokens keep their position within a
+# bucket, and sums over them keep their order.
 BUCKET_TOKENS = 64
 
-# The most tokens of a prompt that a step reads where layers have windows: each keeps them, too.
+# The most prompt tokens that a step reads if layers have windows, since each layer keeps them too.
 SLICE_TOKENS = 512
 
 LayerNumbers = list[int] | slice
 
 
 class LayerGroup:
-    """Always: the token t is in the column `t - first`; those from `first` up to the length of the
-    sequence are written, and no others are read; they are all, or at least as many as the window
-    shows; and while a step adds n tokens to a window W they have at most `max_columns(W)` columns,
-    or, if that is more, W + n and two buckets."""
+    """The keys and values of one sequence in some layers.
+
+    Always: token t is in column `t - first`. The columns from `first` up to the length of the
+    sequence are written and no others are read. They hold all tokens, or at least those in the
+    window. While a step adds n tokens to a window W there are at most `max_columns(W)` columns or,
+    if that is more, W + n and two buckets.
+    """
 
     def __init__(
         self,
@@ -43,7 +46,7 @@ class LayerGroup:
         poisoned: bool,
         buffer_pool: BufferPool,
     ) -> None:
-        """layers: which of the model's they are"""
+        """layers: the numbers of the group's layers"""
         self.shape = shape
         self.layers = layers
         self.window = window
@@ -63,19 +66,20 @@ class LayerGroup:
         return self.kv.shape[4]
 
     def columns(self, begin: int, end: int) -> slice:
-        """The columns of the tokens [begin, end), which are kept."""
+        """The columns of the tokens [begin, end), which must still be kept."""
         return slice(begin - self.first, end - self.first)
 
     def skip(self, num_tokens: int) -> None:
-        """Begin, while empty, with what the window shows behind so many tokens."""
+        """Leave out, while empty, the tokens that the window no longer shows after `num_tokens`."""
         self.first = self._first_kept(num_tokens)
 
     def reserve(self, length: int, num_tokens: int, max_tokens: int) -> int:
-        """Make sure that there are columns for `num_tokens` behind the first `length`, and let go
-        of those that the window has left, if it takes others.
+        """Make sure that there are columns for `num_tokens` after the first `length`.
 
-        max_tokens: the length that the sequence may come to have; 0: unknown
-        returns:    the length up to which the next call does nothing
+        Where it allocates new columns, it drops the tokens that the window has passed.
+
+        max_tokens: the longest that the sequence may become; 0: unknown
+        returns:    the length up to which another call changes nothing
         """
         end, first = length + num_tokens, self._first_kept(length)
         needed = rounded_up(end - first, BUCKET_TOKENS)
@@ -86,7 +90,7 @@ class LayerGroup:
             most = max(needed, rounded_up(most, BUCKET_TOKENS))
             self._move(first, length, most if first or self._is_large(most) else needed)
         if self.window is not None and self.capacity > at_rest:
-            return end  # it is as wide as a long prompt needs, which it will not stay
+            return end  # the buffer is as wide as a long prompt needed, and will shrink
         return self.first + self.capacity
 
     def _first_kept(self, length: int) -> int:
@@ -95,7 +99,7 @@ class LayerGroup:
         return max(self.first, (length - self.window) // BUCKET_TOKENS * BUCKET_TOKENS)
 
     def _move(self, first: int, length: int, capacity: int) -> None:
-        """Go on in other memory, with the tokens from `first` on."""
+        """Move the tokens from `first` on to a new buffer."""
         before, self.kv = self.kv, self._empty(capacity)
         num_kept = max(length - first, 0)
         kept = self.columns(first, first + num_kept)
@@ -104,7 +108,7 @@ class LayerGroup:
             before.fill_(torch.nan)
         self.buffer_pool.put(before)
         if self.ancestors is not None:
-            # A token that is yet to come is written by its own row.
+            # A future token is written by its own row.
             num_rows = len(self.ancestors)
             own = np.arange(num_rows, dtype=np.int32)[:, None]
             grown = np.broadcast_to(own, (num_rows, capacity)).copy()
@@ -118,7 +122,7 @@ class LayerGroup:
             self.ancestors[:, : length - self.first] = 0
 
     def reorder(self, rows: Tensor, length: int) -> None:
-        """Let row i go on from what row `rows[i]` was. rows: (rows,) int64"""
+        """Copy row `rows[i]` to row i. rows: (rows,) int64"""
         if self.ancestors is not None:
             used = self.ancestors[:, : length - self.first]
             used[:] = used[rows.numpy()]
@@ -152,15 +156,17 @@ class LayerGroup:
 
 
 def max_columns(window: int) -> int:
-    """The most columns of a layer with a window, in a row that decodes: the window and an eighth
-    of it, rounded up to buckets, and a bucket."""
+    """The most columns of a decoding row in a layer with a window.
+
+    They are the window and an eighth of it, rounded up to buckets, and one bucket.
+    """
     return rounded_up(window + window // 8, BUCKET_TOKENS) + BUCKET_TOKENS
 
 
 def layers_by_window(
     num_layers: int, windows: tuple[int | None, ...]
 ) -> dict[int | None, LayerNumbers]:
-    """The layers that see equally far back. windows: of each layer; (): none has one"""
+    """Group the layers by window. windows: of each layer; (): no layer has one"""
     if len(set(windows)) < 2:
         return {(windows or (None,))[0]: slice(num_layers)}
     return {
@@ -170,7 +176,7 @@ def layers_by_window(
 
 
 def layer_numbers(num_layers: int, layers: LayerNumbers) -> list[int]:
-    """The numbers of the layers of a group, of a model with so many."""
+    """The numbers of the layers of a group, in a model with `num_layers`."""
     return list(range(num_layers)[layers]) if isinstance(layers, slice) else layers
 
 

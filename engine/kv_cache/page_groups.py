@@ -1,7 +1,8 @@
-"""PageGroup: layers whose keys and values share the pages of a PagedKVCache.
+"""PageGroup: layers that share the pages of a PagedKVCache.
 
-All pages are of one size, so that one that is freed serves any group: the layers that see equally
-far back are parted into groups of equally many, and a token of a row has a slot in a page of each.
+All pages have one size, so that a freed page serves any group. Layers with the same window are
+split into groups of equally many layers, and each token of a row has a slot in a page of every
+group.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ class PageGroup:
 
 
 def page_groups(num_layers: int, windows: tuple[int | None, ...]) -> tuple[list[PageGroup], int]:
-    """The groups of a model's layers, and for how many layers a page has room: for as many as
-    leave the least of it unused. windows: of each layer; (): none has one"""
+    """Return the groups of a model's layers, and the number of layers that a page has room for.
+
+    That number leaves the least memory unused. windows: of each layer; (): no layer has one
+    """
     by_window = layers_by_window(num_layers, windows)
     if len(by_window) == 1:
         return [PageGroup(*each) for each in by_window.items()], num_layers

@@ -1,15 +1,15 @@
 """PagedKVCache: the keys and values of all sequences in one tensor of pages, for a GPU.
 
-A GPU needs one call for all rows, at addresses that do not change. So one tensor of token slots
-is made once and handed out in pages, and a table says of each row in which token slot each of
-its tokens is. Rows of one request share the token slots of their prompt, and beams that change
-places exchange entries of the table and move no keys. Sequences whose prompts begin alike refer to
-the same pages: only full ones, which nobody writes to any more, so that none has to be copied.
+A GPU needs one call for all rows, at fixed addresses. So one tensor of token slots is allocated
+once and handed out in pages, and a table gives the token slot of each token of each row. Rows of
+one request share the slots of their prompt; reordered beams exchange table entries and copy no
+keys. Sequences with a common prefix share its full pages, which are never written again, so none is
+copied.
 
-Layers with a window are groups of their own (`page_groups.py`). A page of theirs that lies wholly
-before the window is freed when its sequence needs the next, so that a row keeps at most
-`max_tokens_kept` there; and so is such a page of a prompt that others share, if the memory is
-needed: from then on nobody begins with it.
+Layers with a window form their own groups (`page_groups.py`). A page that lies wholly before the
+window is freed when its sequence needs the next one, so that a row keeps at most `max_tokens_kept`
+tokens there. Such pages of a shared prefix are freed when memory is needed; from then on no
+sequence can start with that prefix.
 """
 
 from __future__ import annotations
@@ -33,17 +33,19 @@ from engine.kv_cache.prefix_cache import KeptBlock, PrefixCache, PromptBlocks
 PAGE_TOKENS = 64
 
 # Two token slots of the first page, which no sequence owns.
-BLANK = 0  # zeros, read wherever a row has no token: a mask makes nothing of 0, but not of NaN
+BLANK = 0  # zeros, read where a row has no token: masking removes 0 but not NaN
 SCRATCH = 1  # written and read by the rows that pad a step
 
-FREED = 0  # in the place of a page, which no sequence owns
+FREED = 0  # marks a freed page
 
 
 class PagedKVCache:
-    """The KVCacheManager of PagedSequenceCaches. Always: each page but the first is free, owned
-    by one sequence, held by those that share an encoder's output, or a prefix that is kept; each
-    row is free or owned; the blank token slot is zero; a token slot is written once between two
-    owners."""
+    """The KVCacheManager of PagedSequenceCaches.
+
+    Always: each page but the first is free, owned by one sequence, held by the sequences that share
+    an encoder's output, or part of a cached prefix. Each row is free or owned. The blank token slot
+    is zero. A token slot is written once between two owners.
+    """
 
     def __init__(
         self,
@@ -54,11 +56,12 @@ class PagedKVCache:
         max_prefix_tokens: int = 0,
         windows: tuple[int | None, ...] = (),
     ) -> None:
-        """max_tokens: kept at once, of all rows, as the scheduler counts them
-        poisoned: memory that was never written is NaN, so that a test sees it read
-        max_prefix_tokens: of prefixes kept for other sequences, as long as no sequence needs their
-                           pages; 0: none are
-        windows: of each layer; (): none has one"""
+        """max_tokens:        kept at once, of all rows, as the scheduler counts them
+        poisoned:          unwritten memory is NaN, so that a test notices a read
+        max_prefix_tokens: of cached prefixes, while no sequence needs their pages; 0: no prefix
+                           cache
+        windows:           of each layer; (): no layer has one
+        """
         self.shape = shape
         self.max_rows = max_rows
         self.poisoned = poisoned
@@ -76,11 +79,11 @@ class PagedKVCache:
             assert not self.sequences
             if self.prefixes is not None:
                 self.prefixes.shrink(0)
-            del self.kv  # there may be no room for another beside it
+            del self.kv  # before the new one is allocated
             self._lay_out(windows)
 
     def _lay_out(self, windows: tuple[int | None, ...]) -> None:
-        """Make the pages of all groups of layers, and their tables."""
+        """Allocate the pages of all groups of layers, and their tables."""
         shape = self.shape
         self.windows = windows  # of each layer; (): none has one
         self.groups, layers_a_page = page_groups(shape.num_layers, windows)
@@ -94,7 +97,7 @@ class PagedKVCache:
         bounds = [None if each.window is None else max_tokens_kept(each.window)
                   for each in self.groups]  # fmt: skip
         self.row_size = RowSize.of_groups(shape, ((layers_a_page, each) for each in bounds))
-        # Tokens of a group, of which `max_tokens` of all layers have the memory.
+        # Tokens of one group, in the memory of `max_tokens` of all layers.
         num_tokens = -(-self.max_tokens * shape.num_layers // layers_a_page)
         self.num_pages = num_pages(self.max_rows * len(self.groups), num_tokens)
         # (layers of a group, token slots, 2, heads, head size)
@@ -117,14 +120,14 @@ class PagedKVCache:
         return cache
 
     def take_pages(self, num_tokens: int) -> list[int]:
-        """Hand out pages with token slots for `num_tokens`."""
+        """Take free pages with token slots for `num_tokens`."""
         num_pages = -(-num_tokens // PAGE_TOKENS)
         if self.prefixes is not None and num_pages > len(self.free_pages):
             self._make_room(self.prefixes, num_pages)
         return self._take(self.free_pages, num_pages, "pages")
 
     def give_back(self, rows: list[int], pages: list[int]) -> None:
-        """Take back all rows and pages of a sequence."""
+        """Free all rows and pages of a sequence."""
         del self.sequences[rows[0]]
         for row in rows:
             self.slot_table.clear_row(row)
@@ -137,8 +140,10 @@ class PagedKVCache:
             self._free_page(page)
 
     def _make_room(self, prefixes: PrefixCache[BlockPages], num_pages: int) -> None:
-        """Let prefixes go until so many pages are free, or only such are kept as are read; and
-        then of those the pages that are before the windows of all who read them."""
+        """Free cached prefixes until `num_pages` pages are free or all that remain are in use.
+
+        After that, free the pages that lie before the windows of all sequences that read them.
+        """
         is_less = True
         while is_less and (num_missing := num_pages - len(self.free_pages)) > 0:
             num_kept = len(prefixes.kept)
@@ -206,7 +211,7 @@ class PagedKVCache:
 
 @dataclass(frozen=True, slots=True)
 class EncodedPages:
-    """An encoder's output for one prompt, which several sequences may hold."""
+    """The pages of an encoder's output, which several sequences may hold."""
 
     pages: list[list[int]]  # of each group of layers
     num_tokens: int
@@ -214,16 +219,18 @@ class EncodedPages:
 
 @dataclass(slots=True)
 class BlockPages:
-    """The pages of a block of a prompt that others may read."""
+    """The pages of a prompt block that several sequences may read."""
 
     of_groups: list[int]  # a page of each group of layers, or FREED
-    num_window_users: int = 0  # sequences whose windows show some of it
+    num_window_users: int = 0  # sequences with a part of it in their windows
 
 
 class SlotTable:
-    """The token slot of each token of each row, in the pages of each group of layers. The row after
-    the last pads steps: all of its token slots are SCRATCH. Slots in pages that a window has left
-    stay in the table, and are not read."""
+    """The token slot of each token of each row, in the pages of each group of layers.
+
+    The row after the last is for padding: all of its token slots are SCRATCH. Slots in pages that a
+    window has passed stay in the table and are not read.
+    """
 
     def __init__(self, num_groups: int, max_rows: int, device: torch.device) -> None:
         sizes = (num_groups, max_rows + 1, 0)
@@ -241,7 +248,7 @@ class SlotTable:
         self.slots = wider
 
     def append_pages(self, group: int, row: int, begin: int, pages: list[int]) -> None:
-        """Give a row the token slots of a group's `pages` from its token `begin` on."""
+        """Append a group's `pages` to a row, from its token `begin` on."""
         self.widen(begin + len(pages) * PAGE_TOKENS)
         for at, page in enumerate(pages):
             start = begin + at * PAGE_TOKENS
@@ -249,7 +256,7 @@ class SlotTable:
             torch.add(self.within_page, page * PAGE_TOKENS, out=slots)
 
     def share(self, rows: list[int], num_tokens: int) -> None:
-        """Give all of `rows` the first token slots of the first of them."""
+        """Give all of `rows` the first `num_tokens` token slots of the first of them."""
         for row in rows[1:]:
             self.slots[:, row, :num_tokens] = self.slots[:, rows[0], :num_tokens]
 
@@ -265,12 +272,12 @@ class PagedSequenceCache:
         self.rows = rows
         self.num_rows = len(rows)
         num_groups = len(kv_cache.groups)
-        # Its own, of each group of layers, with the token that comes after.
+        # Its own pages, by group of layers, each with the index of the token after it.
         self.owned: list[list[tuple[int, int]]] = [[] for _ in range(num_groups)]
         self.shared: list[KeptBlock[BlockPages]] = []  # of its prompt, that others may read
-        # Those of them that some window shows, with the token that comes after.
+        # Shared blocks in some window, each with the index of the token after it.
         self.in_window: list[tuple[int, KeptBlock[BlockPages]]] = []
-        # Pages of both kinds, and such as were freed, of each group in the order of their tokens.
+        # Owned, shared and freed pages, by group, in order of their tokens.
         self.first_row_pages: list[list[int]] = [[] for _ in range(num_groups)]
         self.num_left = 0  # tokens before all windows, some of whose pages were freed
         self.length = 0
@@ -282,7 +289,7 @@ class PagedSequenceCache:
 
     @property
     def pages(self) -> list[int]:
-        """Those that are its own."""
+        """The pages that this sequence owns."""
         return [page for owned in self.owned for _, page in owned]
 
     @property
@@ -294,17 +301,18 @@ class PagedSequenceCache:
             self._extend(at, self.length + num_tokens)
 
     def reserve_prompt(self, num_tokens: int) -> Tensor:
-        """Reserve token slots for the first tokens of a prompt, once for all rows; returns them:
-        (groups of layers, tokens) int64, of which those that a window has left are not to be used.
+        """Reserve token slots for the first tokens of a prompt, which all rows share.
+
+        Returns (groups of layers, tokens) int64. Slots that a window has passed must not be used.
         """
         self._extend(0, num_tokens)
         self.kv_cache.slot_table.share(self.rows, num_tokens)
-        # A token that is yet to come goes into a token slot of its own row.
+        # A future token goes into a slot of its own row.
         self.row_capacities[1:] = [num_tokens] * (len(self.rows) - 1)
         return self.kv_cache.slot_table.slots[:, self.rows[0], :num_tokens]
 
     def take_prefix(self, blocks: PromptBlocks) -> None:
-        """Begin with the pages that are kept of the prompt."""
+        """Start with the cached pages of the prompt."""
         for block in blocks.cache.use(blocks):
             for group, page in enumerate(block.place.of_groups):
                 self._append(group, 0, [page])
@@ -314,7 +322,7 @@ class PagedSequenceCache:
         self._leave()
 
     def keep_prefix(self, blocks: PromptBlocks) -> None:
-        """Leave what is to be kept of the prompt to the cache of prefixes, and go on reading it."""
+        """Hand pages of the prompt to the prefix cache, and keep reading them."""
 
         def place_of(number: int) -> BlockPages:
             return BlockPages([each[number] for each in self.first_row_pages])
@@ -329,7 +337,7 @@ class PagedSequenceCache:
         self.owned = [[each for each in owned if each[1] not in shared] for owned in self.owned]
 
     def _share(self, block: KeptBlock[BlockPages], end: int) -> None:
-        """Read a block that others may read, too. end: the token that comes after it"""
+        """Start to read a block of the prefix cache. end: the index of the token after it"""
         block.num_users += 1
         self.shared.append(block)
         if self.kv_cache.longest_window:
@@ -399,14 +407,14 @@ class PagedSequenceCache:
         self.row_capacities[at] += num_pages * PAGE_TOKENS
 
     def _append(self, group: int, at: int, pages: list[int]) -> None:
-        """Let a row go on in these pages."""
+        """Append pages of a group to the row at `at`."""
         table = self.kv_cache.slot_table
         table.append_pages(group, self.rows[at], self.row_capacities[at], pages)
         if at == 0:
             self.first_row_pages[group] += pages
 
     def _leave(self) -> None:
-        """Free the pages that windows have left."""
+        """Free the pages that windows have passed."""
         for number, group in enumerate(self.kv_cache.groups):
             if group.window is None or self.length < group.window + PAGE_TOKENS:
                 continue
@@ -422,14 +430,18 @@ class PagedSequenceCache:
 
 
 def max_tokens_kept(window: int) -> int:
-    """The most tokens of a layer with a window for which a row has pages: the window, a slice of a
-    prompt that is read, and what else is in the first page and the last."""
+    """The most tokens for which a row has pages in a layer with a window.
+
+    They are the window, a slice of a prompt, and the rest of the first and the last page.
+    """
     return window + SLICE_TOKENS + 2 * PAGE_TOKENS
 
 
 def num_pages(max_rows: int, max_tokens: int) -> int:
-    """The number of pages for whatever the scheduler admits: a row, and a prompt, may each leave a
-    page half full."""
+    """The number of pages for anything the scheduler admits.
+
+    A row, and a prompt, may each leave a page half full.
+    """
     return 1 + -(-max_tokens // PAGE_TOKENS) + 2 * max_rows
 
 

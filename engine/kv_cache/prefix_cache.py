@@ -1,8 +1,8 @@
-"""PrefixCache: blocks of prompts whose keys and values serve whoever begins with the same tokens.
+"""PrefixCache: caches the keys and values of prompt blocks for other prompts with the same prefix.
 
-A block is known by a hash of its tokens and of all before them, so that it means the same wherever
-it is found. It is kept once it is met in a second prompt, for most prompts share nothing, and goes
-when room is needed and it was used least recently.
+A block is identified by a hash of its tokens and all tokens before it. It is kept once it occurs in
+a second prompt, since most prompts share nothing, and evicted when room is needed, least recently
+used first.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 
 from engine.errors import InvariantBroken
 
-CACHE_SHARE = 0.5  # of all keys and values, where running sequences leave so much free
+CACHE_SHARE = 0.5  # of the cache, if running sequences leave that much free
 MAX_SIGHTINGS = 2**16  # of blocks whose hashes are remembered
 
 Place = TypeVar("Place")
@@ -24,8 +24,10 @@ Place = TypeVar("Place")
 
 @dataclass(frozen=True, slots=True)
 class PromptBlocks:
-    """The blocks of a prompt. Another token is computed after the last that is taken from the
-    cache, for its logits."""
+    """The blocks of a prompt.
+
+    Not all of a prompt comes from the cache: its last token is computed for its logits.
+    """
 
     cache: PrefixCache[Any]
     num_tokens: int  # of the prompt
@@ -33,7 +35,7 @@ class PromptBlocks:
 
     @property
     def num_found_tokens(self) -> int:
-        """The number of tokens, from the first on, that are in the cache."""
+        """The number of leading tokens that are in the cache."""
         return len(self.cache.found(self)) * self.cache.block_tokens
 
     @property
@@ -42,7 +44,7 @@ class PromptBlocks:
         return self.hashes[: max(self.num_tokens - 1, 0) // self.cache.block_tokens]
 
     def hashes_of(self, start: int, end: int) -> tuple[bytes, ...]:
-        """The hashes of the blocks that are whole once the tokens [start, end) are read."""
+        """The hashes of the blocks that become complete when the tokens [start, end) are read."""
         size = self.cache.block_tokens
         return self.hashes[start // size : end // size]
 
@@ -51,26 +53,26 @@ class PromptBlocks:
 class KeptBlock(Generic[Place]):
     place: Place  # its page, or its keys and values
     num_users: int = 0  # sequences that read it in its place
-    is_whole: bool = True  # else some layer keeps nothing of it any more, and no other may begin so
+    is_whole: bool = True  # False: a layer dropped it, so that no other sequence may use it
 
 
 class PrefixCache(Generic[Place]):
-    """Always: no more than `max_blocks` are kept, and none is let go that a sequence reads."""
+    """Keeps blocks of prompts. Always: at most `max_blocks`, and no block in use is evicted."""
 
     def __init__(
         self, block_tokens: int, max_blocks: int, free: Callable[[Place], None] = lambda place: None
     ) -> None:
-        """free: called with the place of each block that is let go"""
+        """free: called with the place of each evicted block"""
         self.block_tokens = block_tokens
         self.max_blocks = self.room = max_blocks
         self.free = free
         self.kept: OrderedDict[bytes, KeptBlock[Place]] = OrderedDict()  # the newest used are last
-        # In how many prompts a block was met, the newest met last. Written by the tokenizer
-        # thread alone, and read by the loop.
+        # The number of prompts with each block, most recent last. Written by the tokenizer thread
+        # only, and read by the loop.
         self.sightings: dict[bytes, int] = {}
 
     def blocks_of(self, prompt_ids: tuple[int, ...]) -> PromptBlocks:
-        """The blocks of a prompt that is met now."""
+        """Hash the blocks of a new prompt and count their occurrences."""
         hashes: list[bytes] = []
         before = b""
         for end in range(self.block_tokens, len(prompt_ids) + 1, self.block_tokens):
@@ -83,7 +85,7 @@ class PrefixCache(Generic[Place]):
         return PromptBlocks(self, len(prompt_ids), tuple(hashes))
 
     def found(self, blocks: PromptBlocks) -> list[KeptBlock[Place]]:
-        """The kept blocks with which the prompt begins."""
+        """The cached blocks with which the prompt begins."""
         found: list[KeptBlock[Place]] = []
         if not self.kept:
             return found
@@ -95,7 +97,7 @@ class PrefixCache(Generic[Place]):
         return found
 
     def use(self, blocks: PromptBlocks) -> list[KeptBlock[Place]]:
-        """The same, which count as used now."""
+        """The cached blocks with which the prompt begins, marked as recently used."""
         found = self.found(blocks)
         self._touch(blocks.hashes[: len(found)])
         return found
@@ -107,43 +109,42 @@ class PrefixCache(Generic[Place]):
         place_of: Callable[[int], Place],
         num_gone: int = 0,
     ) -> list[KeptBlock[Place]]:
-        """Keep what was met before of a prompt, of which `num_read` tokens are read. Returns the
-        blocks that are new.
+        """Cache the blocks of a prompt that occurred before. Returns the new blocks.
 
-        place_of: of the number of a block in the prompt
-        num_gone: of its first tokens, of which some layer keeps nothing any more: a block with
-                  one of them cannot be kept, nor can those after it
+        num_read: the number of prompt tokens that are computed
+        place_of: returns the place of a block, by its number in the prompt
+        num_gone: leading tokens that some layer no longer keeps; their blocks cannot be cached, nor
+                  can any after them
         """
         hashes = blocks.hashes_of(0, num_read)[: self.room]
         new = []
         for number, each in enumerate(hashes):
             if self.sightings.get(each, 0) < 2:
-                break  # nor were those after it met
+                break  # later blocks were not either
             if each not in self.kept:
                 is_gone = number * self.block_tokens < num_gone
                 if is_gone or not self.shrink(self.room - 1):
                     break
                 new.append(KeptBlock(place_of(number)))
                 self.kept[each] = new[-1]
-            self.kept.move_to_end(each)  # so that it does not go to make room for the next
+            self.kept.move_to_end(each)  # so that it is not evicted for the next one
         if new:
             self._touch(hashes)
         return new
 
     def _touch(self, hashes: tuple[bytes, ...]) -> None:
-        """Let them be used now: the first, which more prompts share, after the last."""
+        """Mark blocks as used now. The first counts as the most recent: more prompts share it."""
         for each in reversed(hashes):
             if each in self.kept:
                 self.kept.move_to_end(each)
 
     def make_room(self, room: int) -> None:
-        """Keep no more than `room` blocks, nor than `max_blocks`, from now on."""
+        """Keep at most `room` blocks from now on, and never more than `max_blocks`."""
         self.room = max(0, min(room, self.max_blocks))
         self.shrink(self.room)
 
     def shrink(self, num_blocks: int) -> bool:
-        """Let blocks go until `num_blocks` are left, or only such as are read; returns whether no
-        more are left."""
+        """Evict blocks until `num_blocks` are left; False if blocks in use prevent that."""
         while len(self.kept) > num_blocks:
             unused = (hash_ for hash_, each in self.kept.items() if each.num_users == 0)
             if (oldest := next(unused, None)) is None:
@@ -152,7 +153,7 @@ class PrefixCache(Generic[Place]):
         return True
 
     def check(self, num_users: dict[int, int]) -> None:
-        """Raise InvariantBroken unless the blocks are read by so many, by the id of the block."""
+        """Raise InvariantBroken unless the blocks have these numbers of users, by id."""
         counted = {id(each): each.num_users for each in self.kept.values() if each.num_users}
         if counted != num_users:
             raise InvariantBroken(

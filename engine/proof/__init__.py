@@ -1,1 +1,1 @@
-"""The proof of a checkpoint at load: whether it answers in flight as alone; the verdict is kept."""
+"""The proof of a checkpoint at load: whether it answers in flight as it does alone."""

@@ -1,4 +1,4 @@
-"""Answered alone: the trials of a proof, answered one by one by `generate`."""
+"""Answers the trials of a proof one by one with `generate`: the reference for the proof."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ MAX_SECONDS = 4.0
 
 @dataclass(frozen=True, slots=True)
 class AnsweredAlone:
-    """The answers of `generate`, for one proof or several."""
+    """The trials with the answers of `generate`, for one or several proofs."""
 
     trials: list[Trial]
-    is_slow: bool  # if each pass takes long, few are made: not the same again in another order
+    is_slow: bool  # passes take long, so trials run in one order only
     has_beams: bool  # False: `generate` cannot, or they are left out
 
     def without_beams(self) -> AnsweredAlone:
@@ -43,13 +43,13 @@ class AnsweredAlone:
 
 
 def answered_alone(exact: GenerateBackend, has_beams: bool) -> AnsweredAlone:
-    """Answer the trials by `generate`, for one proof or several. The model is left as it was."""
+    """Answer the trials one by one with `generate`. The model's state is restored."""
     with as_proved(exact.model) as switch:
         return tried_alone(exact, trials_of(exact, has_beams, switch), Freshness(exact.model))
 
 
 def tried_alone(exact: GenerateBackend, trials: list[Trial], fresh: Freshness) -> AnsweredAlone:
-    """The trials that `generate` answered in time, each as if the model was just loaded."""
+    """Answer as many trials as time allows, each on the model as it was just loaded."""
     until = time.monotonic() + MAX_SECONDS
     done: list[Trial] = []
     is_slow = False
@@ -71,12 +71,12 @@ def tried_alone(exact: GenerateBackend, trials: list[Trial], fresh: Freshness) -
         except ValueError:
             if num_beams == 1:
                 raise
-            has_beams = False  # the states of some cannot be put into another order
+            has_beams = False  # some models' states cannot be reordered
             continue
         done.append(trial)
         if is_probed:
             is_slow = exact.probed.is_slow
-        elif len(done) == 2:  # the first may have found things to load
+        elif len(done) == 2:  # the first may have included lazy loading
             seconds = compute_seconds() - begun
             is_slow = seconds > SLOW_PASS_SECONDS * trial.sequence.settings.max_new_tokens
     exact.probed.clear()
@@ -84,7 +84,7 @@ def tried_alone(exact: GenerateBackend, trials: list[Trial], fresh: Freshness) -
 
 
 def spare(trial: Trial) -> None:
-    """Let a trial of a slow model take fewer steps, and no more of a context than is short."""
+    """Shorten a trial for a slow model: fewer steps, and a short prompt."""
     one = trial.sequence
     one.settings = shortened(one.settings, min(one.settings.max_new_tokens, NUM_STEPS_IF_SLOW))
     if len(one.prompt_ids) > SHORT_CONTEXT_IF_SLOW:
@@ -93,7 +93,7 @@ def spare(trial: Trial) -> None:
 
 
 def take_probed(exact: GenerateBackend, trial: Trial) -> bool:
-    """Take the answer that the probe of shared calls was given, if it asked the same."""
+    """Reuse the answer of the batch probe if it ran the same request; False if it did not."""
     one = trial.sequence
     answer = exact.probed.answer(one, exact.generation_config((one,)))
     if answer is None:

@@ -1,10 +1,9 @@
-"""Batch probe: whether requests that share a call of `generate` answer as they do alone.
+"""Batch probe: whether requests that share a call of `generate` get the answers they get alone.
 
-A forward may pass over positions, so that padding shifts a text; rows may compete for the
-experts of a layer; a short text may change the model for the next. A model that no proof
-covers is tried when it is loaded, on what such a fault would show in: prompts of uneven
-lengths, one by one and padded together, in two orders, greedy and by beams. They are among the
-trials of a proof, which takes the answers from here and does not ask again.
+A forward pass may ignore positions, so that padding shifts a text; rows may compete for the experts
+of a layer; a short text may change the model for the next. A model that no proof covers is tested
+at load for such faults: prompts of different lengths run one by one and padded together, in two
+orders, greedily and by beam search. They are also trials of a proof, which reuses their answers.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from engine.proof.logit_distance import MAX_OFF, off
 from engine.proof.proof_conditions import as_proved
 from engine.proof.proved_families import is_listed, length_bound_rope
 from engine.proof.trials import BEAMS_AT, NUM_STEPS_IF_SLOW, plain_prompts, trial_lengths
-from engine.protocol.messages import Request
+from engine.protocol.request import Request
 from engine.runners.length_switches import temperature_step_of
 from engine.sampling.resolve_params import ResolvedParams
 from engine.sampling.seeded import seeded
@@ -53,10 +52,10 @@ class RowAnswer:
 
 
 class ProbedAnswers:
-    """Answers of requests alone, kept until a proof has taken them."""
+    """The probe's answers of requests run alone, kept until a proof has used them."""
 
     def __init__(self, neutral: dict[str, Any]) -> None:
-        """neutral: settings by name, with the value at which they do nothing"""
+        """neutral: settings by name, each with the value that has no effect"""
         self.neutral = neutral
         self.is_slow = False
         self._answers: list[tuple[tuple[int, ...], dict[str, Any], RowAnswer]] = []
@@ -65,7 +64,7 @@ class ProbedAnswers:
         self._answers.append((prompt, question(config, self.neutral), answer))
 
     def answer(self, sequence: Sequence, config: Any) -> RowAnswer | None:
-        """The answer to this prompt under this very configuration; None if it was not asked."""
+        """The answer to this prompt under an equal configuration; None if it was not run."""
         asked = question(config, self.neutral)
         for prompt, known, answer in self._answers:
             if prompt == sequence.prompt_ids and known == asked:
@@ -77,10 +76,9 @@ class ProbedAnswers:
 
 
 def question(config: Any, neutral: dict[str, Any]) -> dict[str, Any]:
-    """What a generation configuration says of the answer, without what it says of the report and
-    what does nothing.
+    """The settings of a generation configuration that affect the answer.
 
-    neutral: settings by name, with the value at which they do nothing
+    neutral: settings by name, each with the value that has no effect
     """
     return {
         name: value
@@ -90,14 +88,13 @@ def question(config: Any, neutral: dict[str, Any]) -> dict[str, Any]:
 
 
 class Disturbed(Exception):
-    """A call may not be shared; the message says what shows it."""
+    """Requests may not share a call; the message gives the evidence."""
 
 
 def why_not_batched(backend: GenerateBackend, fresh: Freshness) -> str | None:
-    """The reason why requests may not share a call of this model; None if they may. The
-    model is left as it was.
+    """The reason that requests may not share a call of this model; None if they may.
 
-    fresh: taken before anything ran
+    The model's state is restored. fresh: a snapshot from before any pass
     """
     model = backend.model
     if (rope := length_bound_rope(model.config)) is not None:
@@ -105,7 +102,7 @@ def why_not_batched(backend: GenerateBackend, fresh: Freshness) -> str | None:
     if temperature_step_of(model.config) is not None:
         return "the temperature of its attention follows the longest row"
     if not is_tried(backend):
-        if is_listed(model):  # only what its configuration asks for is not among what was tried
+        if is_listed(model):  # tests/parity covers its class, though not this configuration
             return None
         return "that its requests can share a call is tried in unrounded float32 only"
     try:
@@ -123,12 +120,12 @@ def why_not_batched(backend: GenerateBackend, fresh: Freshness) -> str | None:
 
 
 def is_tried(backend: GenerateBackend) -> bool:
-    """Rounding differs with the company, so that there is nothing to hold answers against."""
+    """Whether the probe can decide: elsewhere rounding differs from batch to batch."""
     return backend.model.dtype == torch.float32 and backend.spec.quantization == "none"
 
 
 def _try(probe: BatchProbe) -> None:
-    """Raises Disturbed."""
+    """Compare answers of requests alone and together. Raises Disturbed."""
     prompts = plain_prompts(probe.backend, trial_lengths(probe.backend)[:NUM_PROMPTS])
     alone = [probe.alone(each) for each in prompts[:2]]
     is_slow = probe.backend.probed.is_slow = probe.pass_seconds > SLOW_PASS_SECONDS
@@ -136,7 +133,7 @@ def _try(probe: BatchProbe) -> None:
     prompts = prompts[:3] if is_slow else prompts
     alone += [probe.alone(each) for each in prompts[2:]]
     every = list(range(len(prompts)))
-    # The second time in another order and width, on whatever the first has left.
+    # The second time in another order and width, on the model as the first run left it.
     for order in (every,) if is_slow else (every, every[-2::-1]):
         found = probe.together([prompts[at] for at in order])
         for at, answer in zip(order, found, strict=True):
@@ -159,7 +156,7 @@ class BatchProbe:
         self.pass_seconds = 0.0  # of the last prompt alone
 
     def alone(self, prompt: tuple[int, ...], num_beams: int = 1) -> RowAnswer:
-        """Answer a prompt as a model does that was loaded afresh."""
+        """Answer a prompt alone, on the model as it was just loaded."""
         begun = compute_seconds()
         (answer,) = self.together([prompt], num_beams, is_alone=True)
         self.pass_seconds = (compute_seconds() - begun) / NUM_STEPS
@@ -170,7 +167,7 @@ class BatchProbe:
     def together(
         self, prompts: list[tuple[int, ...]], num_beams: int = 1, is_alone: bool = False
     ) -> list[RowAnswer]:
-        """is_alone: let a proof have the answer"""
+        """Answer prompts in one call. is_alone: whether to keep the answer for a proof"""
         settings = ResolvedParams(
             max_new_tokens=NUM_STEPS, min_new_tokens=NUM_STEPS, num_beams=num_beams,
             num_return_sequences=num_beams,
@@ -201,7 +198,7 @@ class BatchProbe:
         return answers
 
     def config(self, sequences: tuple[Sequence, ...], num_beams: int) -> Any:
-        """The backend's own, without what it does not let share a call or be padded."""
+        """The backend's configuration, without settings that forbid sharing or padding."""
         config = copy.copy(self.backend.generation_config(sequences))
         for name, value in self.backend.kept_apart().items():
             setattr(config, name, value)
@@ -212,8 +209,7 @@ class BatchProbe:
 
 
 def compute_seconds() -> float:
-    """The seconds that this process computed, its threads side by side: who else computes on the
-    machine has no say."""
+    """The CPU seconds of this process per thread, which other processes do not affect."""
     return time.process_time() / torch.get_num_threads()
 
 
@@ -229,7 +225,7 @@ def sequence(prompt: tuple[int, ...], settings: ResolvedParams) -> Sequence:
 
 
 def compare(expected: RowAnswer, found: RowAnswer) -> None:
-    """Raises Disturbed."""
+    """Raise Disturbed where two answers differ."""
     if expected.logits is not None and found.logits is not None:
         distance = off(expected.logits, found.logits)
         if not distance <= MAX_OFF:

@@ -1,4 +1,4 @@
-"""Disproved: what a proof raises."""
+"""Disproved: the error of a failed proof."""
 
 
 class Disproved(Exception):

@@ -1,4 +1,4 @@
-"""Drawn beams: rows that change places by lot, held against `generate` that has to say the same."""
+"""Drawn beams: rows reordered at random, compared with `generate` on the same tokens."""
 
 from __future__ import annotations
 
@@ -17,15 +17,18 @@ if TYPE_CHECKING:
 
 
 class DrawnBeams:
-    """A TokenChoice by lot: rows take other tokens and change places whatever the model says, for
-    its own beams may keep their places for so few steps."""
+    """A TokenChoice that draws each row's next token and parent at random, ignoring the logits.
+
+    Within a few steps a model's own beams might never change rows.
+    """
 
     is_greedy = False
     parents: Tensor | None = None
 
     def __init__(self, rows: Sequence, start_id: int, ids: list[int], device: torch.device) -> None:
-        """start_id: before the first token
-        ids: to be drawn from"""
+        """start_id: the token before the first new one
+        ids:      the token ids to draw from
+        """
         self.start_id = start_id
         self.rows: list[list[int]] = [[] for _ in range(rows.num_rows)]
         self.num_steps = rows.settings.max_new_tokens
@@ -56,10 +59,10 @@ class DrawnBeams:
 
 
 class Dictation(LogitsProcessor):
-    """Forces given tokens on rows, and then lets them go on by their own logits."""
+    """A logits processor that forces given tokens, and then leaves the logits unchanged."""
 
     def __init__(self, said: Tensor, num_before: int) -> None:
-        """said: (rows, steps) int64"""
+        """said: (rows, steps) int64, the tokens to force"""
         self.said = said
         self.num_before = num_before
 
@@ -72,8 +75,10 @@ class Dictation(LogitsProcessor):
 
 
 def compare_drawn(exact: GenerateBackend, drawn: Sequence, beams: DrawnBeams) -> None:
-    """The logits of the last step, which follow from all that the rows have said, against those
-    of `generate` that has to say the same, step by step. Raises Disproved."""
+    """Compare the last step's logits with those of `generate` forced to the same tokens.
+
+    Raises Disproved.
+    """
     assert beams.logits is not None
     device = exact.model.device
     said = torch.tensor(beams.said, device=device)  # (rows, steps)

@@ -1,6 +1,4 @@
-"""Logit distance: how far the logits of one step are from those of another, and how far rounding
-may bring them.
-"""
+"""Logit distance: the relative distance of logits, and how much of it rounding explains."""
 
 from __future__ import annotations
 
@@ -20,8 +18,10 @@ ROUNDING_UNITS = 8
 
 
 def off(expected: Tensor, found: Tensor) -> float:
-    """The largest distance of a step relative to the spread of its logits; infinite if they
-    are of another kind."""
+    """The largest relative distance over the steps; infinite if shapes or infinities differ.
+
+    expected, found: (steps, vocab)
+    """
     finite = torch.isfinite(expected)
     if expected.shape != found.shape or not torch.equal(finite, torch.isfinite(found)):
         return float("inf")
@@ -34,8 +34,7 @@ def off(expected: Tensor, found: Tensor) -> float:
 
 
 def max_off(model: Any) -> float:
-    """The bound on the error of logits: in half precision, what its rounding amounts to in so many
-    layers."""
+    """The largest distance that rounding explains; in half precision it grows with the layers."""
     if model.dtype == torch.float32:
         return MAX_OFF
     num_layers = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", 12)

@@ -1,4 +1,4 @@
-"""Proof conditions: windows as short as the prompts, on a model that is left as it was."""
+"""Proof conditions: makes a model's windows as short as the trials' prompts, and restores them."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ SMALLEST = {name: WINDOW for name in WINDOWS} | {"expert_capacity": 1}
 
 @contextlib.contextmanager
 def as_proved(model: Any) -> Iterator[RotarySwitch | None]:
-    """Windows and the rotary switch are short within, and what a forward leaves on the model is
-    gone after it."""
+    """Shorten windows and the rotary switch within the context; restore the model after."""
     fresh = Freshness(model)
     try:
         with (
@@ -40,8 +39,7 @@ def as_proved(model: Any) -> Iterator[RotarySwitch | None]:
 
 @contextlib.contextmanager
 def renewing_to(runner: Any, model: Any) -> Iterator[None]:
-    """Let a runner that puts its model back before a prompt put it back as it is now, with short
-    windows."""
+    """Let a runner that restores its model before each prompt restore it with short windows."""
     before = getattr(runner, "freshness", None)
     if before is None:
         yield
@@ -55,8 +53,7 @@ def renewing_to(runner: Any, model: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def short_windows_everywhere(model: Any) -> Iterator[None]:
-    """Windows as short as the prompts, and experts that take as few tokens as they can, in every
-    configuration and module that notes their size."""
+    """Shorten windows, and the capacity of experts, in every configuration and module."""
     owners = [model.config, model.config.get_text_config(decoder=True)]
     for module in model.modules():
         owners += [module, getattr(module, "config", module)]

@@ -1,8 +1,8 @@
-"""The model classes of which it is proved that rows of one step do not disturb each other.
+"""The model classes for which rows of one step are proved not to affect each other.
 
-A class and not a model_type: BART's `ForCausalLM` has the model_type of its translator, and a
-forward that takes no positions. Only these run in flight. To `generate` the list is no more
-than a fast lane: what is not named here is tried when it is loaded (`batch_probe`).
+Classes are listed and not model types: BART's `ForCausalLM` has the model type of its translator,
+but a forward that takes no positions. Only listed classes run in flight without a proof at load.
+For `generate` the list only saves time: other models are probed at load (`batch_probe`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def is_listed(model: Any) -> bool:
 
 
 def why_not_proved(model: Any) -> str | None:
-    """Why this model is none of the proved ones; None if it is."""
+    """The reason that this model is not among the proved classes; None if it is."""
     name = type(model).__name__
     if name not in PROVED_CLASSES:
         return f"{name} ({model.config.model_type}) is not among the proved families"
@@ -39,7 +39,7 @@ def why_not_proved(model: Any) -> str | None:
 
 
 def odd_attention(config: Any) -> str | None:
-    """The setting of attention that no test here covers, in words; None if there is none."""
+    """The attention setting that no test here covers, in words; None if there is none."""
     layer_types = getattr(config, "layer_types", None) or ()
     window = getattr(config, "sliding_window", None)
     # Mistral names no kinds of layers.
@@ -56,7 +56,7 @@ def odd_attention(config: Any) -> str | None:
 
 
 def length_bound_rope(config: Any) -> str | None:
-    """Whether rotary frequencies follow the longest row of a step, and stay so after it."""
+    """The reason that rotary frequencies depend on the longest row; None if they do not."""
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     # A model with several kinds of layers has one for each kind.
     ropes = [rope, *(each for each in rope.values() if isinstance(each, dict))]

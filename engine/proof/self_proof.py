@@ -1,10 +1,10 @@
-"""Self-proof: whether a checkpoint answers in flight as `model.generate` answers it alone.
+"""Self-proof: whether a checkpoint answers in flight as `model.generate` answers alone.
 
-It is found out on the checkpoint itself when it is loaded. Requests of uneven lengths are run
-one by one by `generate`, and then in flight, where they join and leave while others run: greedy
-ones whose logits are compared step by step, beams, draws, and processors that look back; across
-windows, which are made as short as the prompts meanwhile, and up to the end of a short context.
-What the rows of a step do to each other shows in the logits long before it shows in an answer.
+It runs on the checkpoint itself when it is loaded. Requests of different lengths run one by one by
+`generate`, and then in flight, where they join and leave at different steps. Greedy ones are
+compared by the logits of each step; beams, sampling and processors that read earlier tokens by
+their tokens. Windows are shortened so that the prompts cross them, and a short context is filled to
+its end. If rows of a step affect each other, logits show it long before answers do.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from engine.backends.inflight import Runner
 from engine.errors import in_words
 from engine.logging import error_location
 from engine.proof.answered_alone import AnsweredAlone, answered_alone
-from engine.proof.company import run_in_company
+from engine.proof.answered_in_flight import answer_in_flight
 from engine.proof.disproved import Disproved
 from engine.proof.logit_distance import max_off, off
 from engine.proof.proof_conditions import as_proved, renewing_to
+from engine.runners.base import Runner
 
 if TYPE_CHECKING:
     from engine.backends.generate import GenerateBackend
@@ -47,16 +47,18 @@ class Proof:
 def prove(
     exact: GenerateBackend, runner: Runner, has_beams: bool, alone: AnsweredAlone | None = None
 ) -> Proof:
-    """Raises Disproved. The model is left as it was, and the runner's cache empty.
+    """Run the proof.
 
-    has_beams: whether beams are asked for
-    alone: what `answered_alone` returned; None: it is asked for
+    Raises Disproved. The model's state is restored and the runner's cache empty.
+
+    has_beams: whether beam search is proved too
+    alone:     the result of `answered_alone`; None: it is computed here
     """
     try:
         alone = answered_alone(exact, has_beams) if alone is None else alone
         with as_proved(exact.model), renewing_to(runner, exact.model):
             runner.refresh()  # to the short windows
-            return compared(exact, alone, run_in_company(exact, runner, alone))
+            return compared(exact, alone, answer_in_flight(exact, runner, alone))
     except Disproved:
         raise
     except Exception as error:
@@ -72,7 +74,7 @@ def compared(
     alone: AnsweredAlone,
     found: dict[int, tuple[list[list[int]], list[Tensor]]],
 ) -> Proof:
-    """Raises Disproved."""
+    """Compare answers and logits with those alone. Raises Disproved."""
     bound = max_off(exact.model)
     is_exact = exact.model.dtype == torch.float32
     worst, num_equal = 0.0, 0
@@ -83,7 +85,7 @@ def compared(
             rows, logits = found[key]
             if trial.logits is not None:
                 num_alike = num_same(trial.rows[0], rows[0])
-                # The first token that differs was chosen by logits that may be compared yet.
+                # Up to the first token that differs, both logits follow from the same tokens.
                 until = min(num_alike + 1, len(trial.logits), len(logits))
                 distance = off(trial.logits[:until], torch.stack(logits[:until]))
                 if not distance <= bound:

@@ -1,4 +1,4 @@
-"""Trials: the requests of a proof, with what `generate` answers them."""
+"""Trials: the requests of a proof, with the answers of `generate`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from engine.core.sequence import Sequence
-from engine.protocol.messages import Request
+from engine.protocol.request import Request
 from engine.runners.length_switches import RotarySwitch
 from engine.sampling.resolve_params import ResolvedParams
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from engine.backends.generate import GenerateBackend
 
 NUM_STEPS = 6
-# Of prompts; the first few are run however slow the model is, with what matters most.
+# Prompt lengths. However slow the model is, the first few run, with the most revealing settings.
 LENGTHS = (9, 3, 21, 14, 1, 40, 6, 27, 2, 33, 12, 5, 18, 8, 30, 4, 11, 24)
 NUM_LEAST = 6
 # If the model is slow; the first two requests, which show whether it is, take no more anyway.
@@ -41,10 +41,10 @@ class Trial:
 def trials_of(
     exact: GenerateBackend, has_beams: bool, switch: RotarySwitch | None = None
 ) -> list[Trial]:
-    """The trials of a proof; those that show most come first."""
+    """The trials of a proof, the most revealing first."""
     greedy = ResolvedParams(max_new_tokens=NUM_STEPS, min_new_tokens=NUM_STEPS, num_beams=1)
     special: dict[int, ResolvedParams] = {
-        # Below 1: tokens of the prompt are preferred, whatever the model would say.
+        # Below 1, so that tokens of the prompt are preferred by any model.
         5: replace(greedy, repetition_penalty=0.1),
         8: replace(greedy, repetition_penalty=1.3),
         7: replace(greedy, do_sample=True, seed=7, temperature=0.9),
@@ -69,7 +69,7 @@ def trials_of(
 
 
 def trial_lengths(exact: GenerateBackend) -> list[int]:
-    """The lengths of the prompts, of which one ends with the context if that is short."""
+    """The lengths of the trial prompts; one fills the context if that is short."""
     limits = exact.checkpoint.limits
     named = (limits.max_prompt_tokens, limits.max_answer_context_tokens)
     bounds = [each - NUM_STEPS for each in named if each is not None]
@@ -93,7 +93,10 @@ def plain_ids(exact: GenerateBackend) -> list[int]:
 
 
 def plain_prompts(exact: GenerateBackend, lengths: Iterable[int]) -> list[tuple[int, ...]]:
-    """Spread over the vocabulary. Those of equal first lengths begin with the same prompts."""
+    """Draw prompts of plain tokens.
+
+    Lists of lengths that begin alike give prompts that begin alike.
+    """
     plain = plain_ids(exact)
     drawn = torch.Generator().manual_seed(1)
     return [

@@ -1,7 +1,7 @@
-"""Verdicts: what was found out about a checkpoint, kept so that a second start is quick.
+"""Verdicts: the results of proofs, stored so that later starts are quick.
 
-A verdict holds for these weights, this configuration and these versions, on this kind of device
-and in this dtype; anything else is another file.
+A verdict holds for the same weights, configuration, library versions, kind of device and dtype.
+Anything else has another key.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ def read(key: str | None) -> dict[str, Any] | None:
         verdict = json.loads((folder / f"{key}.json").read_text("utf-8"))
     except (OSError, ValueError):
         return None
-    # A file that is not whole, or anybody's, is as good as none.
+    # A truncated or foreign file counts as none.
     is_whole = isinstance(verdict, dict) and verdict.keys() >= FIELDS
     return verdict if is_whole else None
 
 
 def write(key: str | None, verdict: dict[str, Any]) -> None:
-    """Kept if it can be; a worker may have no folder of its own."""
+    """Store a verdict if possible; a worker may have no writable folder."""
     folder = cache_folder()
     if key is None or folder is None:
         return
@@ -67,7 +67,7 @@ def cache_folder() -> Path | None:
 
 
 def key_of(spec: EngineSpec, checkpoint: Checkpoint) -> str | None:
-    """The key of a verdict; None if the weights are in no file that was hashed."""
+    """The key of a verdict; None if the weights were not loaded from hashed files."""
     card, model = checkpoint.card, checkpoint.model
     if not card.weight_files:
         return None
@@ -93,7 +93,7 @@ def key_of(spec: EngineSpec, checkpoint: Checkpoint) -> str | None:
 
 @cache
 def own_code() -> str:
-    """A hash of the engine's own source: what was proved is proved of this code."""
+    """A hash of the engine's own source: a verdict holds for this code only."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parents[1].rglob("*.py")):
         digest.update(path.read_bytes())
@@ -101,7 +101,7 @@ def own_code() -> str:
 
 
 def model_code(model: Any) -> str:
-    """A hash of the code that a checkpoint brings; that of transformers has a version."""
+    """A hash of the code that a checkpoint brings; transformers' code is covered by its version."""
     digest = hashlib.sha256()
     names = {type(each).__module__ for each in model.modules()}
     for name in sorted(names):

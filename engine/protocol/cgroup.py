@@ -1,5 +1,7 @@
-"""Limits of a container's control group: memory and cores. Loads no torch, for the worker reads it,
-too."""
+"""Limits of a container's control group: memory and cores.
+
+Loads no torch; the worker uses it too.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def free_memory_bytes(cgroup: Path = CGROUP) -> int | None:
-    """The memory that may still be taken; None where nothing bounds it."""
+    """The memory that the container may still take; None without a limit."""
     try:
         limit = (cgroup / "memory.max").read_text().strip()
         used = int((cgroup / "memory.current").read_text())
@@ -19,7 +21,7 @@ def free_memory_bytes(cgroup: Path = CGROUP) -> int | None:
 
 
 def quota_cores(cgroup: Path = CGROUP) -> int | None:
-    """The whole cores that the CPU quota is worth, at least 1; None where there is none."""
+    """The number of whole cores in the CPU quota, at least 1; None without a quota."""
     try:
         quota, period = (cgroup / "cpu.max").read_text().split()
         return None if quota == "max" else max(int(quota) // int(period), 1)

@@ -11,14 +11,14 @@ from engine.protocol.model_settings import ModelSettings
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineSpec(ModelSettings):
-    """The settings of one engine process: a model's, and the process's share of the machine."""
+    """The settings of one engine process: those of its model, and its share of the machine."""
 
     replica: int = 0  # which of its model's processes it is
     max_held: int = 4096  # requests without an output; beyond it the pipe is not read
     languages: tuple[str, ...] = ()  # user's codes; empty: all that the checkpoint knows
 
     def __post_init__(self) -> None:
-        # Without super(): a class with slots is another than the one that it was written in.
+        # Without super(): slots=True replaces the class that super() would refer to.
         ModelSettings.__post_init__(self)
         self._at_least_one("max_held")
 

@@ -1,4 +1,4 @@
-"""Limits: chooses those that a spec leaves open, and says why. A pure function of its arguments."""
+"""Limits: chooses the limits that a spec leaves open, with reasons. A pure function."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CACHE_SHARE = 0.25  # of the memory that is free once the weights are loaded
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """The resources left for a model after it was loaded."""
+    """The machine's resources for a loaded model."""
 
     device: str  # cpu or cuda
     free_bytes: int
@@ -31,9 +31,9 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Sized:
-    """A spec with every limit chosen that its engine needs.
+    """A spec with every limit chosen.
 
-    reasons: why, by setting, in words that follow its value
+    reasons: by setting, in words that follow the value
     """
 
     spec: EngineSpec
@@ -50,7 +50,7 @@ class Sized:
 def sized(spec: EngineSpec, machine: Machine, engine: str, why_engine: str) -> Sized:
     """Choose the limits that `spec` leaves open.
 
-    engine, why_engine: the engine that was chosen, and why
+    engine, why_engine: the chosen backend and the reason
     """
     settings: dict[str, Any] = {"engine": engine}
     reasons = {"engine": why_engine if spec.engine == "auto" else AS_CONFIGURED}
@@ -77,14 +77,14 @@ def sized(spec: EngineSpec, machine: Machine, engine: str, why_engine: str) -> S
 
 
 def cache_tokens(spec: EngineSpec, machine: Machine, bytes_per_token: int) -> tuple[int, str]:
-    """The number of tokens whose keys and values may be kept between steps, and the reason."""
+    """The number of tokens that the KV cache may hold, and the reason."""
     if spec.kv_cache is None and machine.max_paged_tokens is not None:
         room, reason = (
             machine.max_paged_tokens(spec),
             f"gpu_memory_utilization = {spec.gpu_memory_utilization}",
         )
         if machine.max_context_tokens is not None and spec.max_sequences is not None:
-            # A prompt and an answer each; the rest is left to `generate`.
+            # Room for a prompt and an answer for each row; the rest of memory is for `generate`.
             most = 2 * spec.max_sequences * machine.max_context_tokens
             if most < room:
                 return most, f"as much as {spec.max_sequences} sequences can be"
@@ -100,7 +100,7 @@ def cache_tokens(spec: EngineSpec, machine: Machine, bytes_per_token: int) -> tu
 
 
 def in_words(num_bytes: int) -> str:
-    """A size such as `1.5 GiB`."""
+    """A size in words, such as `1.5 GiB`."""
     for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if num_bytes >= size:
             return f"{num_bytes / size:.1f} {unit}"

@@ -1,4 +1,4 @@
-"""ModelSettings: what `tidemill.toml` says of a model's checkpoint, and how it is loaded."""
+"""ModelSettings: the settings of a model's table in `tidemill.toml` that concern its engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prompt texts for models that follow instructions, in one place and under a version.
+"""Prompt texts for instruction models, versioned.
 
 `[prompts]` in `tidemill.toml` overrides each by its name, `[models.ALIAS.prompts]` for one model.
 """
@@ -36,7 +36,7 @@ PROMPTS = {
 
 
 def fault_of(prompts: Mapping[str, str]) -> str | None:
-    """The fault of texts that override some of these; None if there is none."""
+    """The fault of prompt texts from the configuration; None if there is none."""
     for name, text in prompts.items():
         if name not in PROMPTS:
             return f"{name} is not one of {', '.join(PROMPTS)}"
@@ -52,7 +52,7 @@ def fault_of(prompts: Mapping[str, str]) -> str | None:
 
 
 def version_of(prompts: Mapping[str, str]) -> str:
-    """`1`, or `1+3f2a90bc` where a configuration has other texts: the digest is theirs."""
+    """The version of the prompt texts: `1`, or `1+3f2a90bc` with a digest of overriding texts."""
     if not prompts:
         return VERSION
     text = json.dumps(dict(prompts), sort_keys=True)

@@ -1,4 +1,4 @@
-"""The names of the tasks, in the one place that engine, worker, producers and commands read."""
+"""The names of the tasks, for engine, worker, producers and commands."""
 
 from typing import Literal, get_args
 

@@ -1,4 +1,4 @@
-"""Template switches: the names that no switch of a chat template can have."""
+"""Template switches: variable names that a switch of a chat template may not have."""
 
 # What the engine gives to a template, or what would change what comes back of it.
 RESERVED = frozenset(

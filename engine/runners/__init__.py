@@ -1,1 +1,1 @@
-"""Forward passes: decoder-only, encoder-decoder, and how a step is executed."""
+"""Forward passes of decoder-only and encoder-decoder models, and how their steps are executed."""

@@ -1,6 +1,6 @@
-"""CapturedExecutor: decode steps on a CPU, captured once for each number of rows and replayed.
+"""CapturedExecutor: CPU decode steps, captured once for each number of rows and replayed.
 
-How far back a row attends is prepared in the attention backend before, outside of the capture.
+The lengths of sequences are set in the attention backend before a replay, outside of the capture.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ WORTH_AFTER = 8
 
 
 class CapturedExecutor(EagerExecutor):
-    """Prefills eagerly, and decodes eagerly until a number of rows is worth a capture."""
+    """Prefills eagerly, and captures decode steps whose number of rows recurs often."""
 
     def __init__(
         self, decode: DecodeForward, prefill: PrefillForward, device: torch.device

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from collections.abc import Sequence as Some
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -24,15 +23,14 @@ from engine.attention.selection import attention_for
 from engine.core.sequence import Sequence
 from engine.kv_cache.base import PrefixSequenceCache, SequenceCache, WindowedKVCache
 from engine.kv_cache.layer_group import SLICE_TOKENS
+from engine.runners.base import NONE_BEGUN
 from engine.runners.selection import executor_for
 from engine.runners.step_executor import PrefillBatch, row_lengths
-
-NONE_BEGUN: Mapping[int, SequenceCache] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
 class PromptSlice:
-    """The tokens of a prompt that are read next: from where its cache ends up to `end`."""
+    """The tokens of a prompt that a step reads: from the end of its cache up to `end`."""
 
     sequence: Sequence
     cache: SequenceCache
@@ -45,7 +43,7 @@ class PromptSlice:
 
 class CausalRunner:
     def __init__(self, model: Any, kv_cache: WindowedKVCache) -> None:
-        """model: attends by `attention.hf_plugin`"""
+        """model: has `attention.hf_plugin` installed"""
         self.model = model
         self.kv_cache = kv_cache
         self.attention = attention_for(kv_cache)
@@ -54,7 +52,7 @@ class CausalRunner:
         self.refresh()
 
     def refresh(self) -> None:
-        """Look at the model anew, whose windows may have changed. No sequence runs."""
+        """Read the windows again, after the configuration changed. No sequence may be running."""
         self.attention.windows = windows_of(self.model)
         self.kv_cache.set_windows(self.attention.windows)
         self.executor = executor_for(
@@ -63,23 +61,22 @@ class CausalRunner:
 
     @staticmethod
     def start_ids(sequence: Sequence) -> tuple[int, ...]:
-        """The tokens of a row before the first new one."""
+        """The tokens of a row before its first new token."""
         return sequence.prompt_ids
 
     def prefill(
         self, sequences: list[Sequence], begun: Mapping[int, SequenceCache] = NONE_BEGUN
     ) -> tuple[list[SequenceCache], Tensor]:
-        """Compute prompts, each up to its sequence's `num_read_tokens`. Returns their caches, and
-        the logits of the token after each: (sequences, vocab).
+        """Read each prompt up to its sequence's `num_read_tokens`.
 
-        begun: the caches, by id, of those whose prompts were read in part
+        Returns the caches, and the logits of the token after each prompt: (sequences, vocab).
         """
         slices = [self._slice_of(each, begun) for each in sequences]
         if self.attention.windows:
             for each in slices:
                 self._read_ahead(each)
         done = [
-            self._prefill(each).clone()  # the next chunk's may come in its place
+            self._prefill(each).clone()  # the next chunk may overwrite it
             for each in chunks(slices, self.model.device)
         ]
         return [each.cache for each in slices], torch.cat(done)
@@ -91,9 +88,11 @@ class CausalRunner:
         tokens: list[int],
         begun: Mapping[int, SequenceCache] = NONE_BEGUN,
     ) -> tuple[list[SequenceCache], Tensor] | None:
-        """`prefill` and `decode` in one forward pass, which reads the weights once. Returns the
-        caches of the prompts, and the logits of the step and then of the prompts:
-        (rows + sequences, vocab). None if it takes more than one pass."""
+        """Prefill and decode in one forward pass, which reads the weights once.
+
+        Returns the caches of the prompts, and the logits of the step and then of the prompts: (rows
+        + sequences, vocab). Returns None if it would take more than one pass.
+        """
         if not self.executor.mixes_prefill:
             return None
         slices = [self._slice_of(each, begun) for each in sequences]
@@ -114,13 +113,13 @@ class CausalRunner:
             if sequence.blocks is not None:
                 cast(PrefixSequenceCache, cache).take_prefix(sequence.blocks)
         if cache.length >= end:
-            # A step failed after it had read so far. The last is computed again for its logits.
+            # An earlier step failed after reading this far. The last token is computed again for
+            # its logits.
             cache.commit_prompt(end - 1)
         return PromptSlice(sequence, cache, end)
 
     def _read_ahead(self, whole: PromptSlice) -> None:
-        """Read all but the last SLICE_TOKENS or less of a long slice, so many at a time, so that
-        layers keep no more beside their windows."""
+        """Read all but the last part of a long slice in parts, so that windows stay small."""
         while len(whole.prompt_ids) > SLICE_TOKENS:
             self._prefill([replace(whole, end=whole.cache.length + SLICE_TOKENS)])
 
@@ -162,8 +161,10 @@ class CausalRunner:
         return logits
 
     def decode(self, caches: list[SequenceCache], tokens: list[int]) -> Tensor:
-        """Compute a step: store the newest token of each row, which the caller then counts, and
-        return the logits of the next, (rows, vocab), good until the next call."""
+        """Run a decode step: write the newest token of each row, and return the logits of the next.
+
+        The caller counts the tokens as written. Returns (rows, vocab), valid until the next call.
+        """
         self.attention.prepare(caches, [], ())
         return self.executor.decode(caches, tokens)
 

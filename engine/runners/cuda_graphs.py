@@ -1,4 +1,4 @@
-"""GraphCache: steps recorded once for each shape and replayed as a whole.
+"""GraphCache: records each step shape once and replays it as a whole.
 
 On a GPU a recording is a CUDA graph, on a CPU a list of captured calls.
 """
@@ -28,14 +28,14 @@ NUM_WARM_UPS = 2  # what libraries set up at their first call cannot be recorded
 
 
 class GraphCache(Generic[Shape, Result]):
-    """The recordings used last, at most `max_graphs`."""
+    """The most recently used recordings, at most `max_graphs`."""
 
     def __init__(
         self, record: Record[Result] | None, max_graphs: int = MAX_GRAPHS, worth_after: int = 1
     ) -> None:
         """record:      None: nothing is recorded
-        worth_after: how often a shape must have been met first: one that seldom comes back is
-                     not worth a recording
+        worth_after: how often a shape must occur before it is recorded, since a rare one is not
+                     worth it
         """
         self.record = record
         self.worth_after = worth_after
@@ -44,7 +44,7 @@ class GraphCache(Generic[Shape, Result]):
         self.met: Counter[Shape] = Counter()
 
     def run(self, shape: Shape, step: Step[Result]) -> Result:
-        """Run a step, recorded if it is worth it.
+        """Run a step, from a recording if it is worth one.
 
         step: does the same work for the same shape, in tensors at fixed addresses; it may be run
               several times
@@ -77,8 +77,10 @@ class GraphCache(Generic[Shape, Result]):
 
 
 class Recorder:
-    """Records CUDA graphs. All share one pool of memory: no two run at once, and the result of a
-    step is used up before the next."""
+    """Records CUDA graphs that share one memory pool.
+
+    No two run at once, and the result of a step is used before the next one.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -102,5 +104,5 @@ class Recorder:
 
 
 def recorder_for(device: torch.device) -> Recorder | None:
-    """The recorder of a CUDA device; None for others, where nothing is recorded."""
+    """The recorder for a CUDA device; None for other devices."""
     return Recorder(device) if device.type == "cuda" else None

@@ -1,10 +1,9 @@
-"""GraphExecutor: decode steps in one of few shapes, whose inputs are written into fixed tensors.
+"""GraphExecutor: decode steps in a few shapes, whose inputs are written into fixed tensors.
 
-A GPU that is given one small kernel after another waits for them most of the time. A graph of
-them is launched at once, but does the same work at the same addresses each time. So the rows of
-a step, and the tokens that they attend to, are padded to the next of a few sizes, and all that
-differs between two steps of one shape is written into the same tensors before it runs. Nothing
-in a step reads a number back.
+A GPU that launches many small kernels one by one is idle most of the time. A CUDA graph launches
+them at once, but always does the same work at the same addresses. So the rows of a step, and the
+tokens that they attend to, are padded to the next of a few sizes, and the data that differs between
+steps of one shape is written into the same tensors first. A step reads no value back to the CPU.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from engine.kv_cache.planning.memory_planner import MAX_GATHERED_TOKENS
 from engine.runners.cuda_graphs import GraphCache, recorder_for
 from engine.runners.step_executor import EagerExecutor, PrefillForward
 
-# The lines of `StepInputs.numbers`, of each row:
+# The lines of `StepInputs.numbers`, with a number for each row:
 ROW, LENGTH, NUM_ENCODED, TOKEN = range(4)  # in the cache; tokens before this one; of the prompt
 
 
@@ -41,7 +40,7 @@ class StepShape:
 
     @classmethod
     def of(cls, caches: list[PagedSequenceCache]) -> StepShape:
-        """The smallest shape into which these sequences fit."""
+        """The smallest shape that fits these sequences."""
         return cls(
             next_power_of_two(sum(each.num_rows for each in caches)),
             padded_to_pages(max(each.length for each in caches) + 1),
@@ -70,9 +69,9 @@ class StepInputs:
         self.was_copied = torch.cuda.Event() if is_cuda else None
 
     def write(self, caches: list[PagedSequenceCache], tokens: list[int]) -> None:
-        """Write the inputs of a step. tokens: the newest of each row"""
+        """Write the inputs of a step. tokens: the newest token of each row"""
         if self.was_copied is not None:
-            # Long ago, but for a step that failed before anything was read back.
+            # The copy has ended long ago, unless a step failed before it read a result back.
             self.was_copied.synchronize()
         staged = self.staged.numpy()
         # Rows that pad the step read and write the scratch token slot.
@@ -107,7 +106,7 @@ class GraphExecutor(EagerExecutor):
         attention: PagedAttentionBackend,
         cross_attention: PagedAttentionBackend | None = None,
     ) -> None:
-        """decode: reads no number of its inputs back"""
+        """decode: must not read a value of its inputs back"""
         self.attention = attention
         self.cross_attention = cross_attention
         self.kv_cache = attention.kv_cache
@@ -143,7 +142,7 @@ class GraphExecutor(EagerExecutor):
             logits = self.forward(inputs)
             max_rows = next_power_of_two(self.kv_cache.max_rows)
             self.logits = logits.new_empty(max_rows, logits.shape[1])
-        # It may be run twice: what it writes is the same each time.
+        # It may run twice: it writes the same values each time.
         self.graphs.run(shape, lambda: self._compute(inputs))
         return self.logits[: len(tokens)]
 
@@ -153,7 +152,7 @@ class GraphExecutor(EagerExecutor):
         self.logits[: len(logits)] = logits
 
     def forward(self, inputs: StepInputs) -> Tensor:
-        """The part of a step that is recorded; returns (rows, vocab) logits."""
+        """The recorded part of a step. Returns logits, (rows, vocab)."""
         numbers = inputs.numbers
         self.attention.prepare_rows(inputs.slots, numbers[LENGTH])
         if self.cross_attention is not None:
@@ -164,7 +163,7 @@ class GraphExecutor(EagerExecutor):
 def split_by_length(
     caches: Sequence[PagedSequenceCache], max_gathered_tokens: int
 ) -> list[list[int]]:
-    """The indices of sequences that share a step: all of them, or those of like length."""
+    """Group the indices of sequences that share a step: all, or those of similar length."""
     everyone = list(range(len(caches)))
     if StepShape.of(list(caches)).num_gathered_tokens <= max_gathered_tokens:
         return [everyone]

@@ -1,14 +1,14 @@
-"""OwnCacheRunner: forward passes by a model's own code alone, attention and cache included.
+"""OwnCacheRunner: forward passes with the model's own attention and cache.
 
-What a model is given is what `model.generate` gives it for a batch that is padded on the left:
-nothing of its attention need be known here, so windows, soft caps, sinks and ALiBi are its own.
-Prompts are computed one by one where padding would change them, which a recurrence may.
+The model gets the inputs that `model.generate` gives it for a left-padded batch. Nothing need be
+known about its attention, so windows, soft caps, sinks and ALiBi are its own business. Prompts are
+prefilled one by one where padding would change them, as in some recurrent models.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 from weakref import WeakValueDictionary
@@ -21,7 +21,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from engine.checkpoint.model_state import Freshness
 from engine.core.sequence import Sequence
-from engine.kv_cache.base import KVCacheManager
+from engine.kv_cache.base import KVCacheManager, SequenceCache
 from engine.kv_cache.own_cache.cache_forms import CacheForm, form_beside, form_made_by
 from engine.kv_cache.own_cache.joined import (
     EncoderOutput,
@@ -31,16 +31,17 @@ from engine.kv_cache.own_cache.joined import (
 )
 from engine.kv_cache.own_cache.joined_layers import KeysValues, contents_of
 from engine.kv_cache.planning.row_size import RowSize
+from engine.runners.base import NONE_BEGUN
 from engine.runners.length_switches import rotary_switch_of, temperature_step_of
 from engine.runners.position_embedding import install_position_embedding
 from engine.runners.row_masks import RowMasks
 from engine.sampling.seeded import seeded
 
-# Rows are padded to the longest of a pass. A pass of its own for the much longer ones reads the
-# weights again, and saves memory and time where keys are the most of what is read.
+# Rows are padded to the longest of a pass. A separate pass for much longer rows reads the weights
+# again, but saves memory, and time if most of the reading is keys.
 NO_MATTER = 512
 FACTOR = 4
-# Of the prompts of a pass; so much more is computed faster than in another pass.
+# The padding of a pass of prompts that costs less than another pass.
 PADDING_SHARE = 0.25
 FEW_TOKENS = 64
 
@@ -53,8 +54,9 @@ class OwnCacheRunner:
         default_start_id: int | None,
         form: CacheForm | None = None,
     ) -> None:
-        """default_start_id: of an encoder-decoder, unless a sequence names another
-        form: of what the model keeps; None: the usual one"""
+        """default_start_id: the decoder's first token, unless a sequence names another
+        form:             the form of the model's cache; None: a DynamicCache
+        """
         self.model = model
         self.kv_cache: KVCacheManager = kv_cache
         self.joined = kv_cache
@@ -70,10 +72,10 @@ class OwnCacheRunner:
         self.encoded_prompts: WeakValueDictionary[tuple[int, ...], EncoderOutput] = (
             WeakValueDictionary()
         )
-        self.pads_prompts = False  # several in one pass; set where that is proved
-        # False: only rows of one length share a pass, where a model cannot do with padding.
+        self.pads_prompts = False  # several prompts in one pass; set if that is proved
+        # False: only rows of one length share a pass, for models that padding affects.
         self.pads_rows = True
-        # Put back before a prompt, where one leaves something on the model for the next.
+        # Restored before each prompt, if prompts change the model.
         self.freshness: Freshness | None = None
         self.decoder_positions = None
         if self.is_encoder_decoder or "position_ids" not in self.parameters:
@@ -82,14 +84,14 @@ class OwnCacheRunner:
 
     @property
     def has_own_form(self) -> bool:
-        """Whether the model keeps its states in a way that no other does."""
+        """Whether the model's states have a form other than a DynamicCache."""
         return type(self.form) is not CacheForm
 
     def refresh(self) -> None:
-        """Look at the model anew. Nothing is kept of it."""
+        """Do nothing: the runner stores nothing of the configuration."""
 
     def start_ids(self, sequence: Sequence) -> tuple[int, ...]:
-        """The tokens of a row before the first new one."""
+        """The tokens of a row before its first new token."""
         if not self.is_encoder_decoder:
             return sequence.prompt_ids
         start_id = sequence.decoder_start_token_id
@@ -97,9 +99,13 @@ class OwnCacheRunner:
         assert start_id is not None
         return (start_id,)
 
-    def prefill(self, sequences: list[Sequence]) -> tuple[list[Any], Tensor]:
-        """Compute prompts. Returns their caches, and the logits of each first new token:
-        (sequences, vocab)."""
+    def prefill(
+        self, sequences: list[Sequence], begun: Mapping[int, SequenceCache] = NONE_BEGUN
+    ) -> tuple[list[Any], Tensor]:
+        """Prefill prompts. Returns their caches, and the logits of each first new token.
+
+        The logits are (sequences, vocab).
+        """
         done: dict[Sequence, tuple[Any, Tensor]] = {}
         for group in prompt_groups(sequences, self._side_of if self.pads_prompts else None):
             computed = self._prefill_padded(group) if len(group) > 1 else [self._prefill(*group)]
@@ -108,9 +114,13 @@ class OwnCacheRunner:
         return [cache for cache, _ in ordered], torch.cat([logits for _, logits in ordered])
 
     def prefill_and_decode(
-        self, sequences: list[Sequence], caches: list[Any], tokens: list[int]
+        self,
+        sequences: list[Sequence],
+        caches: list[Any],
+        tokens: list[int],
+        begun: Mapping[int, SequenceCache] = NONE_BEGUN,
     ) -> None:
-        """Returns None: a prompt is computed without company."""
+        """Return None: prompts and decode steps never share a pass."""
 
     def _prefill(self, sequence: Sequence) -> tuple[JoinedSequenceCache, Tensor]:
         if self.is_encoder_decoder:
@@ -130,10 +140,10 @@ class OwnCacheRunner:
     def _prefill_padded(
         self, sequences: list[Sequence]
     ) -> list[tuple[JoinedSequenceCache, Tensor]]:
-        """Prompts in one pass, padded on the left."""
+        """Prefill prompts in one pass, padded on the left."""
         width = max(len(each.prompt_ids) for each in sequences)
         num_pads = [width - len(each.prompt_ids) for each in sequences]
-        # What stands in the padding is masked, so that any token will do.
+        # Padding is masked, so any token works.
         ids = [
             [each.prompt_ids[0]] * pads + list(each.prompt_ids)
             for each, pads in zip(sequences, num_pads, strict=True)
@@ -158,11 +168,11 @@ class OwnCacheRunner:
         return done
 
     def _prefill_decoder(self, sequence: Sequence) -> tuple[JoinedSequenceCache, Tensor]:
-        """Encode a prompt, unless it was for another sequence that runs, and begin the answer."""
+        """Encode a prompt, unless a running sequence has an equal one, and start the decoder."""
         encoded, past = self.encoded_prompts.get(sequence.prompt_ids), new_cache(self.model)
         prompt = torch.tensor([sequence.prompt_ids], device=self.model.device)
         cache = self.joined.new_sequence(sequence.num_rows)
-        # What a prompt draws for itself depends on the seed.
+        # Random numbers that the prefill draws depend on the seed.
         if encoded is None or (self.freshness is not None and sequence.settings.do_sample):
             with self._reading(sequence, cache):
                 states = self._encode(prompt)
@@ -184,7 +194,7 @@ class OwnCacheRunner:
         return cache, logits[:, -1]
 
     def _encode(self, prompt: Tensor) -> Tensor:
-        """(1, tokens, width). prompt: (1, tokens) int64"""
+        """Encode a prompt, (1, tokens) int64. Returns (1, tokens, width)."""
         output = self.model.get_encoder()(
             input_ids=prompt, attention_mask=torch.ones_like(prompt), return_dict=True
         )
@@ -194,8 +204,10 @@ class OwnCacheRunner:
 
     @contextmanager
     def _reading(self, sequence: Sequence, cache: JoinedSequenceCache) -> Iterator[None]:
-        """Read a prompt, within this context, by the model as it was loaded. BigBird makes layers
-        anew at a short text, and draws their weights from the stream that the answer is drawn from.
+        """Restore the model as it was loaded, and prefill within this context.
+
+        BigBird rebuilds layers at a short text, with random weights that it draws from the stream
+        that also samples the answer.
         """
         if self.freshness is None:
             yield
@@ -214,8 +226,10 @@ class OwnCacheRunner:
             )
 
     def decode(self, caches: list[Any], tokens: list[int]) -> Tensor:
-        """Compute a step: store the newest token of each row, which the caller then counts, and
-        return the logits of the next, (rows, vocab), good until the next call."""
+        """Run a decode step: write the newest token of each row, and return the logits of the next.
+
+        The caller counts the tokens as written. Returns (rows, vocab), valid until the next call.
+        """
         row_tokens, at = {}, 0
         for cache in caches:
             row_tokens[cache] = tokens[at : at + cache.num_rows]
@@ -230,12 +244,13 @@ class OwnCacheRunner:
         return torch.cat([logits[each] for each in caches])
 
     def _side_of(self, num_tokens: int) -> tuple[int, int]:
-        """The side of the switch a row is on: rows of one side may share a pass.
+        """The side of the length switches: only rows on the same side may share a pass.
 
-        num_tokens: before the newest"""
+        num_tokens: before the newest token
+        """
         side = temperature = 0
         if self.has_rotary_switch:
-            switch = rotary_switch_of(self.model.config)  # a proof may have it elsewhere
+            switch = rotary_switch_of(self.model.config)  # a proof may have moved it
             side = switch is not None and num_tokens >= switch.length
         if self.temperature_step is not None:
             temperature = (num_tokens + 1) // self.temperature_step
@@ -262,7 +277,7 @@ class OwnCacheRunner:
         return logits[:, -1]
 
     def _at(self, positions: Tensor) -> AbstractContextManager[None]:
-        """Give `positions`, within this context, to a position embedding that takes none."""
+        """Pass `positions` to a position embedding that takes none, within this context."""
         if self.decoder_positions is None:
             return nullcontext()
         return self.decoder_positions.at(positions)
@@ -273,8 +288,10 @@ class OwnCacheRunner:
     def _forward(
         self, token_ids: Tensor, past: Any, positions: Tensor, is_first: bool = False, **inputs: Any
     ) -> tuple[Tensor, Any]:
-        """(rows, tokens, vocab) logits, and the cache that the model used, which may be another.
-        token_ids, positions: (rows, tokens)"""
+        """Run the model. Returns the logits, (rows, tokens, vocab), and the cache that it used.
+
+        The cache may be a new object. token_ids, positions: (rows, tokens)
+        """
         name = "decoder_position_ids" if self.is_encoder_decoder else "position_ids"
         if name in self.parameters:
             inputs[name] = positions
@@ -290,7 +307,7 @@ class OwnCacheRunner:
 
 
 def past_name_of(model: Any) -> str:
-    """The name by which a model takes its cache."""
+    """The name of the cache argument of a model's forward."""
     parameters = inspect.signature(model.forward).parameters
     return "cache_params" if "cache_params" in parameters else "past_key_values"
 
@@ -306,7 +323,7 @@ def filled_cache(layers: list[KeysValues]) -> DynamicCache:
 
 
 def new_cache(model: Any) -> Any:
-    """An empty cache, with the kinds of layers that `model.generate` would give it."""
+    """An empty cache with the layer kinds that `model.generate` would use."""
     if model.config.is_encoder_decoder:
         return EncoderDecoderCache(DynamicCache(), DynamicCache())
     return DynamicCache(config=model.config.get_text_config(decoder=True))
@@ -315,9 +332,9 @@ def new_cache(model: Any) -> Any:
 def prompt_groups(
     sequences: list[Sequence], side_of: Callable[[int], Hashable] | None
 ) -> list[list[Sequence]]:
-    """Prompts that are computed in one pass each, so alike in length that little is padding.
+    """Group prompts to prefill in one pass each, of lengths that need little padding.
 
-    side_of: all of a group are on one side; None: each is a group of its own
+    side_of: all prompts of a group have the same value; None: each prompt is a group
     """
     if side_of is None:
         return [[each] for each in sequences]
@@ -337,11 +354,12 @@ def prompt_groups(
 def by_length(
     caches: list[JoinedSequenceCache], pads_rows: bool, side_of: Callable[[int], Hashable]
 ) -> list[list[JoinedSequenceCache]]:
-    """Groups in which no row is padded to more than FACTOR times its length, or NO_MATTER, and no
-    encoder's output to more than twice its length, or NO_MATTER, for each row has it in full; all
-    are on one side.
+    """Group sequences so that padding is bounded.
 
-    pads_rows: False: nor is any row padded at all
+    No row is padded to more than FACTOR times its length, or NO_MATTER, and no encoder's output to
+    more than twice its length, or NO_MATTER, since each row has a copy. All are on the same side.
+
+    pads_rows: False: rows of a group have equal lengths
     """
     groups: dict[Hashable, list[JoinedSequenceCache]] = {}
     for each in caches:
@@ -353,7 +371,7 @@ def by_length(
 
 
 def rough_length(num_tokens: int, factor: int) -> int:
-    """The same for lengths of which none is more than `factor` times another, or NO_MATTER."""
+    """A class of lengths in which none is more than `factor` times another, or NO_MATTER."""
     at = 0
     while num_tokens > NO_MATTER:
         num_tokens = -(-num_tokens // factor)
@@ -363,8 +381,10 @@ def rough_length(num_tokens: int, factor: int) -> int:
 
 @torch.inference_mode()
 def probe_row_size(model: Any) -> tuple[RowSize, CacheForm]:
-    """The size and the form of what a model keeps of a row. Raises what the model raises, and
-    UnknownCache."""
+    """The size and the form of a model's cache for one row.
+
+    Raises UnknownCache, and any error of the model.
+    """
     token = torch.zeros((1, 1), dtype=torch.int64, device=model.device)
     past, name = new_cache(model), past_name_of(model)
     if model.config.is_encoder_decoder:

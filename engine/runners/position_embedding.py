@@ -1,6 +1,6 @@
-"""PerTokenPositionEmbedding: a position embedding, looked up for each token at its own position.
+"""PerTokenPositionEmbedding: a position embedding that takes a position for each token.
 
-BART and its relatives derive the positions of all rows from one length of the cache.
+BART and its relatives compute the positions of all rows from a single cache length.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 class PerTokenPositionEmbedding(nn.Module):
-    """Replaces a stack's `embed_positions`; outside of `at` it does what that did."""
+    """Replaces a stack's `embed_positions`. Outside of `at` it behaves like the original."""
 
     def __init__(self, inner: Any) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class PerTokenPositionEmbedding(nn.Module):
         """The position of each token of a prompt."""
         if not self.is_sinusoidal_table:
             return list(range(len(ids)))
-        # These do not count a pad token, not even one that is part of the prompt.
+        # These models do not count pad tokens, even within a prompt.
         positions, position = [], -1
         for id_ in ids:
             position += id_ != self.inner.padding_idx
@@ -43,7 +43,10 @@ class PerTokenPositionEmbedding(nn.Module):
         return positions
 
     def forward(self, input_ids: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """input_ids: (rows, tokens) int64 or their shape; returns (rows, tokens, width)."""
+        """Look up positions.
+
+        input_ids: (rows, tokens) int64 or a shape; returns (rows, tokens, width)
+        """
         if self.positions is None:
             return self.inner(input_ids, *args, **kwargs)  # type: ignore[no-any-return]  # a module
         if self.is_sinusoidal_table:
@@ -57,14 +60,14 @@ class PerTokenPositionEmbedding(nn.Module):
         return nn.functional.embedding(self.positions + offset, self.inner.weight)
 
     def _look_up_sinusoids(self, input_ids: Tensor) -> Tensor:
-        # These give a pad token a position of its own, even one that the model chose.
+        # These models give pad tokens a special position, even generated ones.
         assert self.positions is not None
         pad = self.inner.padding_idx
         rows = (self.positions + pad + 1).masked_fill(input_ids == pad, pad)
         return nn.functional.embedding(rows, self.inner.weights)
 
     def _look_up_counted(self, input_ids: Tensor) -> Tensor:
-        # A pad token that the model chose is not counted, and the table grows with the text.
+        # A generated pad token is not counted, and the table grows with the text.
         assert self.positions is not None
         inner = self.inner
         rows = self.positions + inner.padding_idx + (input_ids != inner.padding_idx)
@@ -78,7 +81,7 @@ class PerTokenPositionEmbedding(nn.Module):
 
 
 def install_position_embedding(stack: Any) -> PerTokenPositionEmbedding | None:
-    """Replace a stack's position embedding by ours; returns it, or None if the stack has none."""
+    """Replace a stack's position embedding. Returns the new one; None if the stack has none."""
     if not hasattr(stack, "embed_positions"):
         return None
     if isinstance(stack.embed_positions, PerTokenPositionEmbedding):

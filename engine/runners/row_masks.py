@@ -1,7 +1,7 @@
-"""RowMasks: hands the mask of padded rows to decoder layers whose stack drops it.
+"""RowMasks: passes the padding mask to decoder layers whose stack drops it.
 
-LED, FSMT and ProphetNet take the rows of a step of one token for equally long, and tell their
-layers nothing of what is padding.
+LED, FSMT and ProphetNet assume rows of equal length in a step of one token, and pass no mask to
+their layers.
 """
 
 from __future__ import annotations
@@ -14,13 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# What a layer may call the mask: True where there is no token (FSMT), or what is added to scores.
+# The names of a layer's mask argument: True for padding (FSMT), or added to scores.
 OF_PADDING = "decoder_padding_mask"
 ADDED = "attention_mask"
 
 
 class RowMasks:
-    """Always: a layer that is given a mask by its stack keeps that one."""
+    """Passes a padding mask to layers.
+
+    Always: a mask that a layer gets from its stack is unchanged.
+    """
 
     def __init__(self, decoder: Any) -> None:
         self.mask: Tensor | None = None  # (rows, columns) int64, 1 where a row has a token
@@ -34,7 +37,7 @@ class RowMasks:
 
     @contextmanager
     def at(self, mask: Tensor, is_padded: bool) -> Iterator[None]:
-        """Use this mask within the context, if some row is padded."""
+        """Use this mask within the context, if any row is padded."""
         self.mask = mask if is_padded else None
         try:
             yield
@@ -56,6 +59,9 @@ class RowMasks:
 
 
 def added_to_scores(is_padding: Tensor, states: Tensor) -> Tensor:
-    """(rows, 1, 1, columns) of the dtype of `states`. is_padding: (rows, columns) bool"""
+    """Return an additive mask, (rows, 1, 1, columns), of the dtype of `states`.
+
+    is_padding: (rows, columns) bool
+    """
     scores = torch.zeros(is_padding.shape, dtype=states.dtype, device=states.device)
     return scores.masked_fill(is_padding, torch.finfo(states.dtype).min)[:, None, None]

@@ -1,4 +1,4 @@
-"""The choice of a step executor, when a model is loaded."""
+"""Chooses the step executor of a model when it is loaded."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def executor_for(
     attention: AttentionBackend,
     cross_attention: AttentionBackend | None = None,
 ) -> StepExecutor:
-    """Return the fastest executor of a model's forward passes that computes the same."""
+    """Return the fastest executor whose results agree with the model's own forward passes."""
     if isinstance(attention, PagedAttentionBackend):
         assert cross_attention is None or isinstance(cross_attention, PagedAttentionBackend)
         return GraphExecutor(decode, prefill, attention, cross_attention)

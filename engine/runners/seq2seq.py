@@ -1,12 +1,13 @@
 """Seq2SeqRunner: the forward passes of an encoder-decoder.
 
-The encoder runs once for a prompt, and for all that are equal to it while one of them runs. The
-keys and values that the decoder's cross-attention makes of its output stay in their caches.
+The encoder runs once for a prompt and for all equal ones while one of them runs. The keys and
+values that cross-attention projects from its output stay in the caches of the sequences.
 """
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -30,6 +31,7 @@ from engine.core.sequence import Sequence
 from engine.kv_cache.base import SequenceCache, WindowedKVCache
 from engine.kv_cache.encoded import Encoded, EncodedPrompts
 from engine.kv_cache.hf_cache import EncodedPlaceholder, PassThroughCache
+from engine.runners.base import NONE_BEGUN
 from engine.runners.position_embedding import install_position_embedding
 from engine.runners.selection import executor_for
 from engine.runners.step_executor import PrefillBatch
@@ -37,8 +39,9 @@ from engine.runners.step_executor import PrefillBatch
 
 class Seq2SeqRunner:
     def __init__(self, model: Any, default_start_id: int, kv_cache: WindowedKVCache) -> None:
-        """model: attends by `attention.hf_plugin`
-        default_start_id: the decoder's first token unless a sequence names another"""
+        """model:            has `attention.hf_plugin` installed
+        default_start_id: the decoder's first token, unless a sequence names another
+        """
         self.model = model
         self.default_start_id = default_start_id
         self.kv_cache = kv_cache
@@ -61,7 +64,7 @@ class Seq2SeqRunner:
         self.refresh()
 
     def refresh(self) -> None:
-        """Look at the model anew, whose windows may have changed. No sequence runs."""
+        """Read the windows again, after the configuration changed. No sequence may be running."""
         self.attention.windows = windows_of(self.model)
         self.kv_cache.set_windows(self.attention.windows)
         self.executor = executor_for(
@@ -69,13 +72,17 @@ class Seq2SeqRunner:
         )
 
     def start_ids(self, sequence: Sequence) -> tuple[int, ...]:
-        """The tokens of a row before the first new one."""
+        """The tokens of a row before its first new token."""
         start_id = sequence.decoder_start_token_id
         return (self.default_start_id if start_id is None else start_id,)
 
-    def prefill(self, sequences: list[Sequence]) -> tuple[list[SequenceCache], None]:
-        """Encode prompts, equal ones once. Returns their caches, in which no row has a token yet;
-        the logits of the first new token come from the first step."""
+    def prefill(
+        self, sequences: list[Sequence], begun: Mapping[int, SequenceCache] = NONE_BEGUN
+    ) -> tuple[list[SequenceCache], None]:
+        """Encode prompts, equal ones once. Returns their caches, whose rows have no token yet.
+
+        The logits of the first new token come from the first decode step.
+        """
         fresh = {each.prompt_ids: each for each in sequences if not self._find(each)}
         keys_values = {
             prompt: each
@@ -90,7 +97,10 @@ class Seq2SeqRunner:
     def _new_cache(
         self, sequence: Sequence, keys_values: dict[tuple[int, ...], Tensor]
     ) -> SequenceCache:
-        """keys_values: by prompt, of those that no cache holds yet"""
+        """Return the cache of a sequence with its encoder's output.
+
+        keys_values: by prompt, for prompts that no cache holds yet
+        """
         max_tokens = 1 + sequence.settings.max_new_tokens
         cache = self.kv_cache.new_sequence(sequence.num_rows, max_tokens)
         encoded = self._find(sequence)
@@ -102,13 +112,16 @@ class Seq2SeqRunner:
         return cache
 
     def prefill_and_decode(
-        self, sequences: list[Sequence], caches: list[SequenceCache], tokens: list[int]
+        self,
+        sequences: list[Sequence],
+        caches: list[SequenceCache],
+        tokens: list[int],
+        begun: Mapping[int, SequenceCache] = NONE_BEGUN,
     ) -> None:
-        """Returns None: encoder and decoder have weights of their own, so nothing is gained by
-        running them at once."""
+        """Return None: encoder and decoder share no weights, so one pass gains nothing."""
 
     def _prefill(self, sequences: list[Sequence]) -> dict[tuple[int, ...], Tensor]:
-        """The keys and values of cross-attention, by prompt."""
+        """Return the keys and values of cross-attention, by prompt."""
         prompts = padded_to_multiple([each.prompt_ids for each in sequences], self.token_multiple)
         ids, spans = concatenated(prompts)
         spans = spans[: len(sequences)]  # without the padding
@@ -137,10 +150,10 @@ class Seq2SeqRunner:
         return states[0]
 
     def _project(self, encoded: Tensor, spans: Spans) -> list[Tensor]:
-        """The keys and values of cross-attention.
+        """Project the encoder's output to the keys and values of cross-attention.
 
         encoded: (tokens, width)
-        returns: (layers, 2, heads, tokens, head size) of each span
+        returns: (layers, 2, heads, tokens, head size) for each span
         """
         shape = self.kv_cache.shape
         before, after = (shape.num_layers, 2, shape.num_heads), (shape.head_size,)
@@ -154,8 +167,10 @@ class Seq2SeqRunner:
         return projected
 
     def decode(self, caches: list[SequenceCache], tokens: list[int]) -> Tensor:
-        """Compute a step: store the newest token of each row, which the caller then counts, and
-        return the logits of the next, (rows, vocab), good until the next call."""
+        """Run a decode step: write the newest token of each row, and return the logits of the next.
+
+        The caller counts the tokens as written. Returns (rows, vocab), valid until the next call.
+        """
         self.attention.prepare(caches, [], ())
         self.cross_attention.prepare(caches, [], ())
         return self.executor.decode(caches, tokens)

@@ -1,7 +1,8 @@
-"""StepExecutor: how a runner's forward passes are executed; chosen once, at load (`selection.py`).
+"""StepExecutor: how a runner's forward passes are executed; `selection.py` chooses one at load.
 
-Eager, here, calls the model as it is written. `captured_step.py` replays recorded calls on a CPU,
-`graph_executor.py` CUDA graphs, and a fused step, here too, is one chain of compiled calls.
+The eager executor calls the model as it is written, and the fused ones, also in this file, run one
+chain of compiled calls. `captured_step.py` replays captured calls on a CPU, and `graph_executor.py`
+replays CUDA graphs.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from engine.kv_cache.base import SequenceCache
 
 @dataclass(frozen=True, slots=True)
 class PrefillBatch:
-    """A row of tokens: those of a decode step, if any, and then prompts."""
+    """One row of tokens: those of a decode step, if any, and then those of prompts."""
 
     token_ids: list[int]
     positions: list[int]
@@ -33,19 +34,19 @@ PrefillForward = Callable[[PrefillBatch], Tensor]
 
 
 class StepExecutor(Protocol):
-    """The attention backends are prepared before each call."""
+    """Executes forward passes. The attention backends must be prepared before each call."""
 
     mixes_prefill: bool
     """Whether `prefill` may have tokens of a decode step before its prompts."""
 
     def prefill(self, batch: PrefillBatch) -> Tensor:
-        """See PrefillForward; good until the next call."""
+        """Run a prefill; see PrefillForward. The result is valid until the next call."""
 
     def decode(self, caches: list[Any], tokens: list[int]) -> Tensor:
-        """Compute a step of the sequences that the attention is prepared for.
+        """Run a decode step for the sequences for which the attention is prepared.
 
-        tokens:  the newest of each row
-        returns: (rows, vocab) logits, good until the next call
+        tokens:  the newest token of each row
+        returns: logits, (rows, vocab), valid until the next call
         """
 
 
@@ -68,12 +69,12 @@ class EagerExecutor:
 
 
 class FusedExecutor:
-    """Every pass is one chain of compiled calls."""
+    """Executes every pass as one chain of compiled calls."""
 
     mixes_prefill = True
 
     def __init__(self, fused_step: Any) -> None:
-        """fused_step: a FusedStep of `engine.cpu.fused`, which not every machine can import"""
+        """fused_step: an `engine.cpu.fused` FusedStep, which cannot be imported on every machine"""
         self.fused_step = fused_step
 
     def prefill(self, batch: PrefillBatch) -> Tensor:
@@ -86,14 +87,17 @@ class FusedExecutor:
 
 
 class FusedEncoderDecoder:
-    """The passes of an encoder, and the steps of the decoder beside it, are each a chain of
-    compiled calls; what is not fused is executed in another way."""
+    """Executes the encoder's passes and the decoder's steps each as a chain of compiled calls.
+
+    If only one of them can be fused, `otherwise` executes the other.
+    """
 
     mixes_prefill = False
 
     def __init__(self, fused_encoder: Any, fused_step: Any, otherwise: StepExecutor) -> None:
-        """fused_encoder: an `engine.cpu.fused.fused_encoder.FusedEncoder`, or None
-        fused_step: as in FusedExecutor, or None"""
+        """fused_encoder: an `engine.cpu.fused` FusedEncoder, or None
+        fused_step:    an `engine.cpu.fused` FusedStep, or None
+        """
         self.fused_encoder, self.fused_step = fused_encoder, fused_step
         self.otherwise = otherwise
 
@@ -111,5 +115,5 @@ class FusedEncoderDecoder:
 
 
 def row_lengths(caches: Iterable[SequenceCache]) -> list[int]:
-    """The length of each row, which is the position of its newest token."""
+    """The length of each row, which is also the position of its newest token."""
     return [cache.length for cache in caches for _ in range(cache.num_rows)]

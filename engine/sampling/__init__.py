@@ -1,1 +1,1 @@
-"""Logits to tokens: parameters, logits processors, sampler, beam search."""
+"""From logits to tokens: parameters, logits processors, sampler, beam search."""

@@ -1,7 +1,7 @@
-"""BeamSearch: beam search of one request, a step at a time.
+"""BeamSearch: the beam search of one request, step by step.
 
-The search is that of `transformers`: it calls the functions that `generate` calls between two
-forward passes of one request. The beams are rows of one sequence.
+The algorithm is that of `transformers`: it calls the functions that `generate` calls between two
+forward passes. The beams are rows of one sequence.
 """
 
 from __future__ import annotations
@@ -26,13 +26,15 @@ NEVER = -1.0e9
 
 
 def supports_beam_search(model: Any) -> bool:
-    """Whether this version of `transformers` has all of STEPS."""
+    """Whether this version of `transformers` has all functions of STEPS."""
     return all(hasattr(model, each) for each in STEPS)
 
 
 class BeamSearch:
-    """Beam search for one request, as a TokenChoice. Shapes are those of `generate` with one
-    request: (1, beams, ...)."""
+    """The beam search of one request, as a TokenChoice.
+
+    Shapes are those of `generate` with one request: (1, beams, ...).
+    """
 
     is_greedy = False
 
@@ -77,7 +79,13 @@ class BeamSearch:
         return self.running[0, :, self.num_tokens - 1].tolist()
 
     def advance(self, logits: Tensor, argmax: list[int]) -> bool:
-        """logits: (beams, vocab); argmax is not used. Sets `parents`, (beams,) int64."""
+        """Extend the beams by one token. Returns whether the search is over.
+
+        It also sets `parents`, (beams,) int64.
+
+        logits: (beams, vocab)
+        argmax: unused
+        """
         num_beams, length = self.settings.num_beams, self.num_tokens
         scores = torch.log_softmax(logits.to(torch.float32), dim=-1)
         so_far: Any = self.running[0, :, :length]
@@ -128,14 +136,17 @@ class BeamSearch:
         return self._is_over(ends)
 
     def answers(self) -> list[tuple[list[int], int | None]]:
-        """The new tokens of each returned beam. Searches with stop texts run by `generate`."""
+        """The new tokens of each returned beam.
+
+        Searches with stop strings run by `generate` instead.
+        """
         num_returned = self.settings.num_return_sequences
         num_new = int((self.finished_parents[0, :num_returned] >= 0).sum(dim=1).max())
         new = self.finished[0, :num_returned, self.num_before : self.num_before + num_new]
         return [(row, None) for row in new.tolist()]
 
     def _ends(self, tokens: Tensor) -> Tensor:
-        """tokens: (1, kept); returns the same shape in bool."""
+        """Whether each candidate ends. tokens: (1, kept) int64; returns the same shape in bool"""
         if self.num_tokens + 1 >= self.max_tokens:
             return torch.ones_like(tokens, dtype=torch.bool)
         if self.eos_ids is None:

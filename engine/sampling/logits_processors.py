@@ -1,8 +1,8 @@
-"""Logits processors: those that `transformers` makes of a generation configuration, in its order.
+"""Logits processors: builds those of `transformers` from a generation configuration, in its order.
 
-This is the one place that builds them. In flight each request has a list of its own. In a call of
-`model.generate` that several requests share, the library builds those that are the same for all,
-and the processors of sampling come from here, for each request draws from its own generator.
+All of them are built here. In flight each request has its own list. In a call of `model.generate`
+that several requests share, the library builds the common ones; the sampling processors come from
+here, since each request draws from its own generator.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ NEUTRAL_SAMPLING: dict[str, Any] = {
 def request_processors(
     model: Any, config: Any, sequence: Sequence, start_ids: tuple[int, ...]
 ) -> LogitsProcessorList:
-    """The logits processors of one request, those of sampling included.
+    """Build the logits processors of one request, including those of sampling.
 
     config:    a complete generation configuration
-    start_ids: the tokens of a row before the first new one
+    start_ids: the tokens of a row before its first new one
     """
     device = model.device
     config = copy.copy(config)
@@ -57,8 +57,10 @@ def request_processors(
 
 
 def take_sampling_processors(model: Any, config: Any) -> LogitsProcessorList:
-    """The processors of sampling alone. They are taken out of `config`, a complete generation
-    configuration, so that `generate` does not apply them again."""
+    """Build the sampling processors alone and remove their settings from `config`.
+
+    So `generate` does not apply them again. config: a complete generation configuration
+    """
     sampling = GenerationConfig(do_sample=True, num_beams=1)
     for name, neutral in NEUTRAL_SAMPLING.items():
         value = getattr(config, name, None)
@@ -74,11 +76,11 @@ def build(
     prompt: Tensor | None,
     own: LogitsProcessorList | None = None,
 ) -> LogitsProcessorList:
-    """The processors that `generate` would use under a configuration.
+    """Build the processors that `generate` would use under a configuration.
 
-    num_before: tokens before the first new one
-    prompt:     (1, tokens) int64, where a processor looks at it
-    own:        processors of ours; they come before those of sampling, as in `generate`
+    num_before: the number of tokens before the first new one
+    prompt:     (1, tokens) int64, for processors that read the prompt
+    own:        our own processors, which come before those of sampling, as in `generate`
     """
     device, eos_ids = model.device, config.eos_token_id
     config._eos_token_tensor = None if eos_ids is None else torch.tensor(eos_ids, device=device)
@@ -93,17 +95,16 @@ def build(
 
 
 def draw(scores: Tensor, generator: torch.Generator) -> Tensor:
-    """The sampled token of each row. scores: (rows, vocab); returns (rows, 1) int64."""
+    """Sample a token for each row. scores: (rows, vocab); returns (rows, 1) int64"""
     probabilities = torch.softmax(scores, dim=-1)
     return torch.multinomial(probabilities, num_samples=1, generator=generator)
 
 
 class PerRequestSampler(LogitsProcessor):
-    """Draws the next token of every row of a shared call and leaves only that one possible.
+    """Samples the next token of every row of a shared call, and masks all others.
 
-    Each request has a generator of its own, seeded with its seed, and its rows draw together, as
-    they do when `generate` runs it alone; so a seed gives the same answer whatever else is in
-    the call.
+    Each request has a generator with its own seed, from which its rows draw together, as when
+    `generate` runs the request alone. So a seed gives the same answer in any batch.
     """
 
     def __init__(self, sequences: tuple[Sequence, ...], device: torch.device) -> None:
@@ -116,7 +117,7 @@ class PerRequestSampler(LogitsProcessor):
             at += sequence.num_rows
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """scores: (rows, vocab) float32, processed; returns them with one finite value a row."""
+        """Mask all but the sampled tokens. scores: (rows, vocab) float32, already processed"""
         drawn = [draw(scores[rows], generator) for rows, generator in self.streams]
         only_drawn = torch.full_like(scores, -torch.inf)
         return only_drawn.scatter_(1, torch.cat(drawn), 0.0)

@@ -1,9 +1,8 @@
-"""ResolvedParams: how one request is decoded, with nothing left open.
+"""ResolvedParams: every decoding parameter of a request, with all defaults applied.
 
-The job's parameters come first, then the spec's length, then the checkpoint's own
-generation configuration, then what `transformers` holds to be neutral. Its silent
-`max_length` of 20 is not among them: a request without any length gets
-DEFAULT_MAX_NEW_TOKENS, or what the context leaves.
+The job's parameters come first, then the spec's length, then the checkpoint's generation
+configuration, then the neutral values of `transformers`. The library's default `max_length` of 20
+is not used: a request without any length gets DEFAULT_MAX_NEW_TOKENS, or the rest of the context.
 """
 
 from __future__ import annotations
@@ -13,14 +12,14 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from engine.errors import OutputTooLong, PromptTooLong, UnsupportedParameter
-from engine.protocol.messages import PARAMS, Params
+from engine.protocol.sampling_params import PARAMS, SamplingParams
 
 DEFAULT_MAX_NEW_TOKENS = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResolvedParams:
-    """Resolved; equal settings decode alike. Neutral values are those of `transformers`."""
+    """All decoding parameters of a request; equal values decode alike."""
 
     max_new_tokens: int
     min_new_tokens: int = 0
@@ -42,7 +41,7 @@ class ResolvedParams:
         return max(self.num_beams, self.num_return_sequences)
 
     def to_json(self) -> dict[str, Any]:
-        """The settings in effect; one that could not matter is left out."""
+        """The parameters in effect, without those that cannot matter."""
         idle: set[str] = set()
         if not self.do_sample:
             idle |= {"temperature", "top_k", "top_p", "seed"}
@@ -64,10 +63,10 @@ INHERITED = tuple(name for name in PARAMS if name not in RESOLVED_BY_RULE)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerLimits:
-    """The limits on the number of tokens of an answer.
+    """The bounds on the number of tokens of an answer.
 
-    `num_before` are the tokens that `max_length` and the context count before the first
-    new one: the whole prompt of a decoder-only model, the start token of an encoder-decoder.
+    `num_before` tokens count towards `max_length` and the context before the first new one: the
+    whole prompt of a decoder-only model, the start token of an encoder-decoder.
     """
 
     num_before: int
@@ -82,13 +81,13 @@ class AnswerLimits:
 
 
 def resolve(
-    params: Params, own: Mapping[str, Any], limits: AnswerLimits, fresh_seed: int
+    params: SamplingParams, own: Mapping[str, Any], limits: AnswerLimits, fresh_seed: int
 ) -> ResolvedParams:
-    """The settings of one request.
+    """Resolve the parameters of one request.
 
-    own:        the checkpoint's generation configuration, without what it leaves open
+    own:        the settings of the checkpoint's generation configuration that are not None
     fresh_seed: used when the request samples and names no seed
-    Raises OutputTooLong, PromptTooLong or UnsupportedParameter.
+    raises:     OutputTooLong, PromptTooLong or UnsupportedParameter
     """
     values: dict[str, Any] = {}
     for name in INHERITED:
@@ -112,11 +111,12 @@ def resolve(
     return settings
 
 
-def max_prompt_tokens(params: Params, settings: ResolvedParams, limits: AnswerLimits) -> int | None:
-    """The longest prompt of a decoder-only model whose answer still fits into the context; None
-    where nothing bounds it.
+def max_prompt_tokens(
+    params: SamplingParams, settings: ResolvedParams, limits: AnswerLimits
+) -> int | None:
+    """The longest prompt of a decoder-only model beside its answer; None if unlimited.
 
-    An answer whose length nobody asked for has to make do with half of the context.
+    An answer without a requested length gets half of the context.
     """
     if params.max_length is not None:
         return params.max_length // 2
@@ -126,8 +126,8 @@ def max_prompt_tokens(params: Params, settings: ResolvedParams, limits: AnswerLi
     return max(context - settings.max_new_tokens, context // 2)
 
 
-def _do_sample(params: Params, own: Mapping[str, Any]) -> bool:
-    """A job that names a way to sample wants to sample, unless it says otherwise."""
+def _do_sample(params: SamplingParams, own: Mapping[str, Any]) -> bool:
+    """Whether to sample: a job that sets a sampling parameter samples, unless it says otherwise."""
     requested = {
         name: value
         for name in ("temperature", "top_k", "top_p")
@@ -144,7 +144,7 @@ def _do_sample(params: Params, own: Mapping[str, Any]) -> bool:
     return params.do_sample
 
 
-def _max_new_tokens(params: Params, own: Mapping[str, Any], limits: AnswerLimits) -> int:
+def _max_new_tokens(params: SamplingParams, own: Mapping[str, Any], limits: AnswerLimits) -> int:
     if params.max_new_tokens is not None and params.max_length is not None:
         raise UnsupportedParameter("max_length", "use it or max_new_tokens, not both")
     num_left = limits.remaining
@@ -157,7 +157,7 @@ def _max_new_tokens(params: Params, own: Mapping[str, Any], limits: AnswerLimits
         return _within(num_left, "max_length", params.max_length, limits.num_before)
     num_tokens = limits.max_new_tokens or own.get("max_new_tokens")
     if num_tokens is None and own.get("max_length") is not None:
-        # A checkpoint's total that the prompt alone uses up says nothing about this request.
+        # A checkpoint's total length that the prompt alone exceeds is ignored.
         num_tokens = max(own["max_length"] - limits.num_before, 0)
     num_tokens = num_tokens or DEFAULT_MAX_NEW_TOKENS
     return int(num_tokens) if num_left is None else min(int(num_tokens), num_left)
@@ -170,7 +170,7 @@ def _within(left: int | None, name: str, num_tokens: int, num_before: int) -> in
     return num_tokens - num_before
 
 
-def _min_new_tokens(params: Params, own: Mapping[str, Any], limits: AnswerLimits) -> int:
+def _min_new_tokens(params: SamplingParams, own: Mapping[str, Any], limits: AnswerLimits) -> int:
     if params.min_new_tokens is not None:
         return params.min_new_tokens
     if own.get("min_new_tokens") is not None:
@@ -183,7 +183,7 @@ def _own_stop(own: Mapping[str, Any]) -> tuple[str, ...]:
     return (stop,) if isinstance(stop, str) else tuple(stop)
 
 
-def _refuse_contradictions(params: Params, settings: ResolvedParams) -> None:
+def _refuse_contradictions(params: SamplingParams, settings: ResolvedParams) -> None:
     num_returned, num_beams = settings.num_return_sequences, settings.num_beams
     if num_beams > 1 and num_returned > num_beams:
         raise UnsupportedParameter(

@@ -1,7 +1,7 @@
-"""Sampler: the next token of each row of one request, greedy or drawn, as `generate` does.
+"""Sampler: chooses the next token of each row of one request, greedily or at random.
 
-Each request has logits processors, a generator and stop texts of its own, which see its rows and
-no others. So it cannot matter which requests share a step with it.
+Results equal those of `generate`. Each request has its own logits processors, generator and stop
+strings, which see only its rows, so they do not depend on the other requests of the step.
 """
 
 from __future__ import annotations
@@ -26,23 +26,28 @@ class TokenChoice(Protocol):
 
     @property
     def next_ids(self) -> list[int]:
-        """The newest token of each row, which the model computes next."""
+        """The newest token of each row, the model's next input."""
 
     def advance(self, logits: Tensor, argmax: list[int]) -> bool:
-        """Choose the next token of each row; returns whether the request has ended.
+        """Choose the next token of each row. Returns whether the request has ended.
 
         logits: (rows, vocab)
-        argmax: the token of each row with the highest logit, if `is_greedy`
+        argmax: the token with the highest logit of each row, if `is_greedy`
         """
 
     def answers(self) -> list[tuple[list[int], int | None]]:
-        """The new tokens of each returned row, and how many there were when it ended with a stop
-        text; None if it did not."""
+        """The new tokens of each returned row, and their number up to a stop string.
+
+        That number is None for a row that did not end with a stop string.
+        """
 
 
 class Sampler:
-    """Greedy decoding or sampling for one request, as a TokenChoice. A row that has ended is fed
-    padding until the last one has, so that the draws of the others are those of `generate`."""
+    """Greedy decoding or sampling for one request, as a TokenChoice.
+
+    A row that has ended gets padding until all have, so that the other rows draw the random numbers
+    that they would draw in `generate`.
+    """
 
     def __init__(
         self,
@@ -77,7 +82,7 @@ class Sampler:
             self.ids = start.repeat(sequence.num_rows, 1)
 
     def draw_from(self, state: Tensor) -> None:
-        """Go on with a stream from which something was drawn before. state: of a generator"""
+        """Continue a random stream that the prefill has used. state: of a generator"""
         assert self.generator is not None
         self.generator.set_state(state)
 
@@ -86,7 +91,11 @@ class Sampler:
         return [row[-1] if row else self.start_id for row in self.rows]
 
     def advance(self, logits: Tensor, argmax: list[int]) -> bool:
-        """logits: (rows, vocab), left as they are; argmax: (rows,), used by greedy rows alone."""
+        """Choose the next token of each row. Returns whether the request has ended.
+
+        logits: (rows, vocab), left unchanged
+        argmax: the token with the highest logit of each row, for greedy rows
+        """
         if self.is_greedy:
             return self._append(argmax)
         scores = logits.to(torch.float32, copy=True)  # processors may write to it
@@ -100,7 +109,7 @@ class Sampler:
         return list(zip(self.rows, self.stopped_at, strict=True))
 
     def _append(self, tokens: list[int]) -> bool:
-        """Append a token to each row; returns whether all rows ended."""
+        """Append a token to each row. Returns whether all rows have ended."""
         for index, (row, token) in enumerate(zip(self.rows, tokens, strict=True)):
             row.append(self.pad_id if self.ended[index] else token)
             if not self.ended[index]:

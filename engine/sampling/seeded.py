@@ -1,4 +1,4 @@
-"""Draws that follow from a seed, where `generate` or a model takes them from torch's own stream."""
+"""Seeds torch's global random stream for `generate` and for models that draw from it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import torch
 
 @contextlib.contextmanager
 def seeded(device: torch.device, seed: int | None) -> Iterator[None]:
-    """Let what is drawn on the device follow from the seed within, if there is one; afterwards the
-    stream goes on as if nothing had been drawn."""
+    """Seed the device's random stream within the context; afterwards restore the stream."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         if seed is not None and device.type == "cpu":
             # torch.manual_seed would write down the call stack too, for GPUs: some 0.7 ms.

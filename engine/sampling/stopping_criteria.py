@@ -1,4 +1,4 @@
-"""PerRequestStops: the ends of requests that share a call of `model.generate`."""
+"""PerRequestStops: ends each request in a shared call of `model.generate` by its own criteria."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engine.text.stop_strings import TokenTexts
 
 
 class PerRequestStops(StoppingCriteria):
-    """Ends each row at its own request's length, or at one of its stop texts."""
+    """Ends each row at its request's length or at one of its stop strings."""
 
     def __init__(
         self,
@@ -22,8 +22,9 @@ class PerRequestStops(StoppingCriteria):
         token_texts: TokenTexts,
         is_beam_search: bool,
     ) -> None:
-        """num_before: tokens before the first new one
-        is_beam_search: then rows change places, and with stop texts they are of one request"""
+        """num_before:     the number of tokens before the first new one
+        is_beam_search: rows are reordered; with stop strings all belong to one request
+        """
         self.num_before = num_before
         self.token_texts = token_texts
         self.row_sequences = [each for each in sequences for _ in range(each.num_rows)]
@@ -35,7 +36,7 @@ class PerRequestStops(StoppingCriteria):
         self.any_stops = any(each.settings.stop for each in sequences)
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        """input_ids: (rows, tokens) int64; returns (rows,) bool."""
+        """Whether each row has ended. input_ids: (rows, tokens) int64; returns (rows,) bool"""
         num_new = input_ids.shape[1] - self.num_before
         if self.is_beam_search:
             return self._beams_end(input_ids)
@@ -51,8 +52,7 @@ class PerRequestStops(StoppingCriteria):
         return ended.to(input_ids.device)
 
     def ended_at(self, row: int, new_ids: list[int]) -> int | None:
-        """The number of new tokens of a finished row when it ended with a stop text; None if it did
-        not."""
+        """The number of new tokens up to the stop string that ended a row; None without one."""
         if not self.is_beam_search or not self.any_stops:
             return self.stopped.get(row)
         lengths = range(1, len(new_ids) + 1)
@@ -61,7 +61,10 @@ class PerRequestStops(StoppingCriteria):
         )
 
     def _beams_end(self, input_ids: Tensor) -> Tensor:
-        """input_ids: (candidates, tokens) int64; returns (candidates,) bool."""
+        """Whether each candidate ends.
+
+        input_ids: (candidates, tokens) int64; returns (candidates,) bool
+        """
         has_ended = [
             self.any_stops and self._ends_with_stop(self.row_sequences[0], self._new(row))
             for row in input_ids

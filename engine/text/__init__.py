@@ -1,1 +1,1 @@
-"""Requests to token ids, and token ids back to text."""
+"""From requests to token ids, and from token ids back to text."""

@@ -1,8 +1,8 @@
-"""ChatTemplate: messages as the text that a chat model was trained to read.
+"""ChatTemplate: renders messages as the prompt that a chat model was trained on.
 
-A template is a program of the checkpoint. It may want the content of a message as a text or as
+A template is a program in the checkpoint. It may expect the content of a message as a string or as
 a list of parts, may read the languages of a translation from such a part, and may refuse messages
-in words of its own.
+with its own error text.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from engine.text.languages import is_language
 PROBE, PROBE_ANSWER = "tidemill", "grinding"
 ONE_QUESTION = [("user", PROBE)]
 MAX_REASON_CHARACTERS = 500
-LEAST_OWN_CHARACTERS = 8  # of a template's words before something that may be a user's
+LEAST_OWN_CHARACTERS = 8  # the shortest template text that may be quoted before a user's
 PLACES = re.compile(r"%[sdr]|\{[^{}]*\}")
 BROKEN = "the chat template of the model has an error of syntax"
 HIDES_USERS = (
@@ -37,14 +37,14 @@ LANGUAGE_FIELDS = ("source_lang_code", "target_lang_code")
 PROBE_LANGUAGES = dict(zip(LANGUAGE_FIELDS, ("en", "fr"), strict=True))
 LEAST_LANGUAGES = 2  # codes of a table of languages
 
-# The content of a message: a text, a list of parts, or a list where a user speaks.
+# The content of a message: a text, a list of parts, or a list for users' messages only.
 Form = Literal["text", "parts", "parts of users"]
 FORMS: tuple[Form, ...] = ("text", "parts", "parts of users")
 
 
 class ChatTemplate:
     def __init__(self, tokenizer: Any) -> None:
-        """tokenizer: one that has a chat template"""
+        """tokenizer: has a chat template"""
         self.tokenizer = tokenizer
 
     def render(
@@ -54,12 +54,12 @@ class ChatTemplate:
         languages: Mapping[str, str] | None = None,
         field: str = "messages",
     ) -> str:
-        """The prompt, up to where the answer begins. Raises UnsupportedParameter.
+        """Return the prompt, up to the start of the answer. Raises UnsupportedParameter.
 
         messages:  (role, content)
-        switches:  variables of the template's own
-        languages: by LANGUAGE_FIELDS, for a template that takes them
-        field:     of the request, which is named where the template refuses it
+        switches:  variables of the template
+        languages: by LANGUAGE_FIELDS, for a template that takes languages
+        field:     the request's field to name in an error
         """
         if self.hides_users:
             raise UnsupportedParameter(field, HIDES_USERS)
@@ -83,29 +83,29 @@ class ChatTemplate:
 
     @cached_property
     def content_is_list(self) -> bool:
-        """Whether the content of a message has to be a list of parts to be seen."""
+        """Whether the template ignores content that is not a list of parts."""
         return self.form != "text"
 
     @cached_property
     def form(self) -> Form:
-        """The first form in which a template shows what is said, an answer before it included."""
+        """The first form of content that the template renders, in answers of earlier turns too."""
         two = [*ONE_QUESTION, ("assistant", PROBE_ANSWER), *ONE_QUESTION]
         shown = [form for form in FORMS if shows(self._probed(ONE_QUESTION, form), PROBE)]
         with_answers = (form for form in shown if shows(self._probed(two, form), PROBE_ANSWER))
-        if not shown or shown[0] == "text":  # a text is what it always was
+        if not shown or shown[0] == "text":  # as in older templates
             return "text"
         return next(with_answers, shown[0])
 
     @cached_property
     def hides_users(self) -> bool:
-        """Whether it writes a prompt, and nothing that a user says is in it."""
+        """Whether the template renders a prompt without the user's text in it."""
         if self._probed(ONE_QUESTION, "text") is None:
             return False
         return not any(shows(self._probed(ONE_QUESTION, form), PROBE) for form in FORMS)
 
     @cached_property
     def renders(self) -> bool:
-        """Whether there are messages of which it writes a prompt."""
+        """Whether there are any messages that the template can render."""
         for messages in (ONE_QUESTION, [("system", PROBE), *ONE_QUESTION]):
             if any(self._probed(messages, form) is not None for form in FORMS):
                 return True
@@ -113,13 +113,12 @@ class ChatTemplate:
 
     @cached_property
     def takes_languages(self) -> bool:
-        """Whether it reads the languages of a translation from the content, and writes the
-        instruction itself."""
+        """Whether the template reads languages from the content and writes the instruction."""
         return all(each in self.constants or each in self.names for each in LANGUAGE_FIELDS)
 
     @cached_property
     def languages(self) -> tuple[str, ...]:
-        """The codes of the template's own table of languages; empty where it has none."""
+        """The codes in the template's own table of languages; empty if it has none."""
         try:
             tree = jinja2.Environment(
                 extensions=["jinja2.ext.loopcontrols", "jinja2.ext.do"]
@@ -139,9 +138,10 @@ class ChatTemplate:
         return tuple(codes) if is_table else ()
 
     def words_of(self, error: Exception) -> str | None:
-        """The words of a template's `raise_exception`, where they stand in the template itself; of
-        a sentence that begins with such words, the template's parts. None else, for then they may
-        quote a user."""
+        """The error text of `raise_exception`, as far as it stands in the template.
+
+        Other text is left out, since it may quote a user; None if nothing is left.
+        """
         if not isinstance(error, jinja2.TemplateError):
             return None
         words = " ".join(str(error).split())
@@ -152,7 +152,7 @@ class ChatTemplate:
         return words[:MAX_REASON_CHARACTERS] or None
 
     def _own_parts(self, words: str) -> Iterator[str]:
-        """The template's parts of a sentence that begins with one, and a mark for each other."""
+        """The parts of an error text that stand in the template, the others marked."""
         long = [each for each in self.sentences if len(each) >= LEAST_OWN_CHARACTERS]
         first = max((each for each in long if words.startswith(each)), key=len, default=None)
         if first is None:
@@ -174,13 +174,12 @@ class ChatTemplate:
 
     @cached_property
     def constants(self) -> frozenset[str]:
-        """The texts that stand in the template's source."""
+        """The string constants in the template's source."""
         return frozenset(_unquoted(value).strip() for value in self._tokens("string"))
 
     @cached_property
     def sentences(self) -> frozenset[str]:
-        """The same as words with one space between, and the parts of those that have places for
-        others."""
+        """The constants with single spaces, whole and split at their format fields."""
         parts = (part for each in self.constants for part in (each, *PLACES.split(each)))
         return frozenset(" ".join(each.split()) for each in parts) - {""}
 
@@ -191,12 +190,12 @@ class ChatTemplate:
     def _tokens(self, token_kind: str) -> list[str]:
         try:
             tokens = list(jinja2.Environment().lex(self.source))
-        except (jinja2.TemplateError, ValueError):  # it cannot be used, which is said of it later
+        except (jinja2.TemplateError, ValueError):  # an unusable template, reported elsewhere
             return []
         return [value for _, kind, value in tokens if kind == token_kind]
 
     def _probed(self, messages: list[tuple[str, str]], form: Form) -> str | None:
-        """The prompt of messages that nobody has sent; None where the template raises."""
+        """The prompt for messages that no user sent; None where the template raises."""
         languages = {}
         if self.takes_languages:
             known = self.languages

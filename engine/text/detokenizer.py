@@ -1,4 +1,4 @@
-"""Detokenizing: token ids to text, also where a model has more ids than its tokenizer."""
+"""Detokenizer: token ids to text, for ids beyond the tokenizer's vocabulary too."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import Any
 
 
 def text_of(tokenizer: Any, token_ids: list[int], skip_special_tokens: bool = True) -> str:
-    """The text of the ids, special tokens left out or not.
+    """The text of token ids.
 
-    An embedding is often larger than its vocabulary, and a model may generate an id that has no
-    token. Some tokenizers raise on such an id; it is left out then.
+    An embedding is often larger than the vocabulary, so a model may generate an id that has no
+    token. Where the tokenizer raises on such ids, they are left out.
     """
     try:
         return str(tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens))
@@ -28,8 +28,7 @@ def knows(tokenizer: Any, token_id: int) -> bool:
 
 
 def special_ids(tokenizer: Any) -> frozenset[int]:
-    """The ids of the tokens that are left out of a text: those with a name, such as the end, and
-    those that the vocabulary marks as special."""
+    """The ids that are left out of texts: named tokens, such as the end token, and special ones."""
     added = getattr(tokenizer, "added_tokens_decoder", None) or {}
     marked = (id_ for id_, token in added.items() if getattr(token, "special", False))
     return frozenset([*tokenizer.all_special_ids, *marked])

@@ -1,7 +1,7 @@
-"""Grammars: JSON schemas as masks over a vocabulary, by llguidance.
+"""Grammars: JSON schemas as token masks, by llguidance.
 
-A mask says which tokens can go on an answer so that it may still become JSON that matches. It is
-an aid: what a schema asks beyond it is left to whoever checks the answer.
+A mask allows the tokens with which the answer can still become JSON that matches. Masks do not
+cover every keyword of JSON schema, so the worker still validates the answer.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 COMPILE_SECONDS = 5.0  # of one schema, on a thread of its own
 POLL_SECONDS = 0.02  # between two checks whether it is compiled
 MAX_KEPT = 64  # compiled schemas
-# No space but within texts: a model that may write space may write it without an end.
+# No whitespace outside of strings: a model could generate it without end.
 OPTIONS = {"whitespace_flexible": False, "lenient": True}
 ANY_JSON: dict[str, Any] = {}
 UNSATISFIABLE = "Unsatisfiable"
@@ -40,7 +40,7 @@ SPECIAL = b"\xff"  # begins the name of a token that is no text
 
 @dataclass(frozen=True, slots=True)
 class Grammar:
-    """A compiled schema, as one request follows it."""
+    """The compiled schema of a request."""
 
     matcher: Any
     eos_token_ids: tuple[int, ...]
@@ -48,11 +48,11 @@ class Grammar:
     after: bytes | None = None  # the mark that ends a thought, before which all is allowed
 
     def fresh(self) -> Any:
-        """A matcher at the beginning of an answer."""
+        """A matcher at the start of an answer."""
         return self.matcher.deep_copy()
 
     def begins_after(self, tokens: tuple[int, ...]) -> bool:
-        """Whether the last of these tokens completes the mark."""
+        """Whether the last of these tokens completes the mark that ends the thought."""
         if self.after is None:
             return True
         # Each token is a byte at least.
@@ -61,7 +61,7 @@ class Grammar:
 
 
 class Grammars:
-    """Compiles schemas for one checkpoint, each once."""
+    """Compiles schemas for one checkpoint, and caches them."""
 
     def __init__(self, tokenizer: Any, token_texts: TokenTexts, num_ids: int, eos: Any) -> None:
         self.tokenizer = tokenizer
@@ -74,11 +74,11 @@ class Grammars:
     def of(
         self, schema: Mapping[str, Any], after: str | None, between_looks: Callable[[], None]
     ) -> Grammar | None:
-        """The grammar of a schema; None where no mask can be made for this vocabulary.
+        """The grammar of a schema; None if masks cannot be built for this vocabulary.
 
         after:         the mark that ends the thought which the prompt begins; None: it begins none
-        between_looks: called now and then while it is compiled
-        Raises SchemaTooComplex, or UnsupportedParameter for a schema that nothing matches.
+        between_looks: called now and then while the schema is compiled
+        raises:        SchemaTooComplex; UnsupportedParameter for a schema that nothing matches
         """
         if llguidance is None or not self.eos_token_ids or not self.vocabulary.is_complete:
             return None
@@ -94,7 +94,7 @@ class Grammars:
     @cached_property
     def vocabulary(self) -> Vocabulary:
         special = {*special_ids(self.tokenizer), *self.eos_token_ids}
-        # A token without text could be said for ever.
+        # A token without text could be generated for ever.
         tokens = [
             SPECIAL + str(each).encode() if each in special or not text else text
             for each in range(self.num_ids)
@@ -115,13 +115,15 @@ class Grammars:
         if error and any(word in error.lower() for word in LIMITS):
             raise SchemaTooComplex
         if error:
-            # Something that a mask cannot say, a pattern that looks ahead for one.
+            # A keyword that a mask cannot express, for example a pattern with look-ahead.
             matcher = self._in_time(json.dumps(ANY_JSON), between_looks)
         return matcher
 
     def _in_time(self, schema: str, between_looks: Callable[[], None]) -> Any:
-        """The matcher of a schema, compiled on a thread that may be left behind: the library
-        bounds what it does, but not in seconds."""
+        """Compile a schema on a thread that is abandoned after a timeout.
+
+        The library limits its work, but not its time.
+        """
         matchers: list[Any] = []
         finished = threading.Event()
 
@@ -157,7 +159,7 @@ class Grammars:
 
 
 class Vocabulary:
-    """The bytes that each token adds to a text, as `llguidance.TokenizerWrapper` asks for them."""
+    """The bytes of each token, in the form that `llguidance.TokenizerWrapper` expects."""
 
     bos_token_id = None
 
@@ -171,7 +173,7 @@ class Vocabulary:
         self.is_complete = all(bytes([each]) in self.ids for each in TEXT_BYTES)
 
     def __call__(self, text: bytes | str) -> list[int]:
-        """The tokens of a text, the longest first."""
+        """Tokenize a text greedily, by the longest token."""
         left = text if isinstance(text, bytes) else text.encode()
         ids = []
         while left:

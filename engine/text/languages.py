@@ -1,9 +1,9 @@
-"""Languages: from a user's language code to what a checkpoint calls the language.
+"""Languages: maps a user's language code to the checkpoint's name for the language.
 
-A language is met by the same language in the same script, never by a neighbouring one.
+Only the same language in the same script matches, never a related one.
 
 A user writes `fr`, `zh-TW` or the checkpoint's own code. Checkpoints write `fr` (M2M100),
-`fra_Latn` (NLLB), `fr_XX` (mBART) or `>>fra<<` (Marian), and T5 wants to read `French`.
+`fra_Latn` (NLLB), `fr_XX` (mBART) or `>>fra<<` (Marian), and T5 expects `French`.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ TWO_LETTERS = {
 
 @dataclass(frozen=True, slots=True)
 class Tag:
-    """A language code, read: ISO 639-3, and what it says of script and region."""
+    """A parsed language code: ISO 639-3, with script and region if given."""
 
     language: str
     script: str | None
@@ -65,7 +65,7 @@ class Tag:
 
     @classmethod
     def read(cls, code: str) -> Tag | None:
-        """The tag of a code; None for one that is no language."""
+        """Parse a code; None if it is not a language."""
         bare = standard_tag(code)
         first, _, rest = bare.partition("-")
         first = first.lower()
@@ -103,7 +103,7 @@ class Tag:
 
 
 class Languages:
-    """The languages of one checkpoint, narrowed to `allowed` (users' codes) if it is given."""
+    """The languages of a checkpoint, restricted to `allowed` (users' codes) if given."""
 
     def __init__(self, own: Iterable[str], allowed: Iterable[str] = ()) -> None:
         self.own: Mapping[str, str] = {standard_tag(code): code for code in own}
@@ -111,7 +111,10 @@ class Languages:
         self.allowed = {standard_tag(code): code for code in allowed}
 
     def own_code(self, name: str, language: str | None) -> str:
-        """The checkpoint's code for a user's. `name` is the parameter. Raises UnknownLanguage."""
+        """The checkpoint's code for a user's code. Raises UnknownLanguage.
+
+        name: the request's parameter, for the error
+        """
         if language is None or not self._is_allowed(language):
             raise UnknownLanguage(name, language, self.known)
         if language in self.codes:
@@ -122,8 +125,7 @@ class Languages:
         return self.own[tag]
 
     def english_name(self, name: str, language: str | None) -> str:
-        """A language's English name, `French` for `fr`, for prompts in words. Raises
-        UnknownLanguage."""
+        """A language's English name, as `French` for `fr`. Raises UnknownLanguage."""
         if language is None or not self._is_allowed(language) or not is_language(language):
             raise UnknownLanguage(name, language, self.known or ("any ISO 639 code",))
         return langcodes.Language.get(standard_tag(language)).display_name("en")
@@ -149,13 +151,13 @@ class Languages:
 
 
 def standard_tag(code: str) -> str:
-    """`fra-Latn` for `fra_Latn`, `fr` for `fr_XX`, `fra` for `>>fra<<`."""
+    """Normalise a code: `fra-Latn` for `fra_Latn`, `fr` for `fr_XX`, `fra` for `>>fra<<`."""
     bare = code.strip("<>_")
     return re.sub(r"_XX$", "", bare).replace("_", "-")
 
 
 def short_tag(code: str) -> str:
-    """`fr` for `fra_Latn`: the language alone, in two letters where it has a code of two."""
+    """Shorten a code to its language: `fr` for `fra_Latn`, in two letters where possible."""
     first = standard_tag(code).partition("-")[0].lower()
     return TWO_LETTERS.get(first, REPLACED.get(first, first))
 
@@ -167,8 +169,10 @@ def is_language(code: str) -> bool:
 
 @lru_cache(maxsize=4096)
 def closest(language: str, tags: tuple[str, ...]) -> str | None:
-    """The tag of the same language in the same script; None if there is none. Tags are
-    compared as they are first, for checkpoints have codes that no standard knows."""
+    """The tag of the same language in the same script; None if there is none.
+
+    Equal strings match first, since checkpoints have codes that no standard knows.
+    """
     as_written = standard_tag(language).lower()
     for tag in tags:
         if tag.lower() == as_written:
@@ -195,7 +199,7 @@ DIALECTS: dict[str, frozenset[str]] = {
 
 
 def best_of(wanted_tag: Tag, matches: list[tuple[str, Tag]]) -> str | None:
-    """The match with the same script, then the same region; None if neither is certain."""
+    """The match with the same script and then the same region; None if it is ambiguous."""
     if any(own.language == wanted_tag.language for _, own in matches):
         matches = [each for each in matches if each[1].language == wanted_tag.language]
     in_script = [each for each in matches if each[1].written == wanted_tag.written]
@@ -220,7 +224,7 @@ def best_of(wanted_tag: Tag, matches: list[tuple[str, Tag]]) -> str | None:
 
 
 def implies_script(tag: Tag) -> bool:
-    """Whether a region is given in which the language has another script than elsewhere."""
+    """Whether the region implies another script than the language's usual one."""
     bare = Tag.read(MACROLANGUAGE.get(tag.language, tag.language))
     return tag.region is not None and bare is not None and bare.written != tag.written
 
@@ -240,7 +244,7 @@ def is_plural(tag: Tag) -> bool:
 
 
 def family(language: str) -> str:
-    """The macrolanguage of a dialect, or the language itself."""
+    """The macrolanguage of a dialect, or else the language itself."""
     for macro, members in DIALECTS.items():
         if language in members:
             return macro

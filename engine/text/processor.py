@@ -1,7 +1,7 @@
-"""TextProcessor: a request to a sequence, and a completion to an output.
+"""TextProcessor: turns a request into a sequence, and a completion into an output.
 
-The one place where a backend that runs a checkpoint meets text: it builds prompts, tokenizes,
-resolves settings, cuts answers at their ends and detokenizes. So all backends agree.
+All backends that run a checkpoint use it, and so agree: it builds prompts, tokenizes, resolves
+parameters, cuts answers at their ends and detokenizes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from engine.core.completion import Completion, GeneratedTokens
 from engine.core.sequence import Sequence
 from engine.errors import EmptyPrompt, PromptTooLong, TextTooLong, TokenOutOfRange
 from engine.protocol.engine_spec import EngineSpec
-from engine.protocol.messages import Choice, FinishReason, Measurement, Output, Request
+from engine.protocol.output import Choice, FinishReason, Measurement, Output
+from engine.protocol.request import Request
 from engine.sampling.resolve_params import AnswerLimits, ResolvedParams, max_prompt_tokens, resolve
 from engine.text.characters import sanitize
 from engine.text.detokenizer import text_of
@@ -28,7 +29,7 @@ from engine.text.token_lengths import no_pause
 
 
 class TokenLimits(Protocol):
-    """Limits of a checkpoint in tokens; None where it names none."""
+    """The limits of a checkpoint in tokens; None: unlimited."""
 
     @property
     def max_prompt_tokens(self) -> int | None: ...
@@ -38,7 +39,7 @@ class TokenLimits(Protocol):
 
 
 class TextCheckpoint(Protocol):
-    """The part of a loaded checkpoint that text processing reads; it needs no weights."""
+    """The parts of a checkpoint that text processing needs; no weights."""
 
     @property
     def config(self) -> Any: ...
@@ -75,9 +76,8 @@ class TextProcessor:
         max_step_tokens: int | None,
         follows_grammars: bool = False,
     ) -> None:
-        """
-        max_step_tokens:  the most prompt tokens of one step, as sized
-        follows_grammars: whether the backend holds rows to the grammar of their sequence
+        """max_step_tokens:  the most prompt tokens of one step, as sized
+        follows_grammars: whether the backend applies grammar masks
         """
         self.follows_grammars = follows_grammars
         self.spec = spec
@@ -102,15 +102,17 @@ class TextProcessor:
         )
 
     def _prompt_bound(self, max_step_tokens: int | None) -> tuple[int | None, str]:
-        """The most tokens that a prompt may have, and the remedy for a longer one."""
+        """The longest prompt in tokens, and the remedy for a longer one."""
         most, remedy = self.checkpoint.limits.max_prompt_tokens, "shorten or split the text"
         if max_step_tokens is not None and (most is None or max_step_tokens < most):
             return max_step_tokens, "shorten the text, or raise max_step_tokens of the model"
         return most, remedy
 
     def encode(self, request: Request, between_slices: Callable[[], None] = no_pause) -> Sequence:
-        """The request as a waiting sequence, of which the backend sets how it is scheduled.
-        Raises RequestError. between_slices: see `Prompts.encode`"""
+        """Return the request as a waiting sequence. Raises RequestError.
+
+        The backend sets its scheduling fields. between_slices: see `Prompts.encode`
+        """
         prompt = self.prompts.encode(request, between_slices)
         num_tokens = len(prompt.token_ids)
         self._refuse_unreadable(prompt)
@@ -147,12 +149,12 @@ class TextProcessor:
         max_cached_prompt: Callable[[ResolvedParams], int] | None,
         between_slices: Callable[[], None] = no_pause,
     ) -> Measurement:
-        """The numbers of tokens of the prompts of its `measured_texts` or `measured_messages`, and
-        how many there may be.
-        Raises RequestError.
+        """Count the tokens of the prompts of `measured_texts` or `measured_messages`.
 
-        max_cached_prompt: of a backend that keeps keys and values between steps: the most tokens
-            of a prompt that fits, with its answers; else None
+        The result also has the longest prompt that fits. Raises RequestError.
+
+        max_cached_prompt: for a backend with a KV cache: the longest prompt that fits into it with
+                           its answers; else None
         """
         limits = self.checkpoint.limits
         answer_limits = AnswerLimits(
@@ -181,7 +183,7 @@ class TextProcessor:
         )
 
     def _num_tokens(self, request: Request, between_slices: Callable[[], None]) -> int:
-        """The number of tokens of the prompt; more than the model takes if it was not counted."""
+        """The number of tokens of the prompt; any number above the limit if it is too long."""
         try:
             return len(self.prompts.encode(request, between_slices).token_ids)
         except EmptyPrompt:
@@ -192,15 +194,17 @@ class TextProcessor:
             return error.num_tokens
 
     def own_settings(self, request: Request) -> Mapping[str, Any]:
-        """The checkpoint's settings for decoding this request, without those it leaves open:
-        its generation configuration, and over it the `task_specific_params` of the task."""
+        """The checkpoint's decoding settings for this request that are not None.
+
+        `task_specific_params` of the task override the generation configuration.
+        """
         return {**self.checkpoint.own, **self.prompts.params_of(request)}
 
     def answer(self, sequence: Sequence, row: list[int], stopped_at: int | None) -> GeneratedTokens:
-        """The new tokens of one returned row, without those that follow its end.
+        """The new tokens of one returned row, cut at its end.
 
-        row:        new token ids, perhaps padded behind the end
-        stopped_at: how many of them there were when a stop text was complete; None: never
+        row:        new token ids, which may be padded
+        stopped_at: the number of tokens up to a stop string; None: there was none
         """
         max_tokens = sequence.settings.max_new_tokens
         eos = self.checkpoint.eos_token_ids
@@ -209,13 +213,13 @@ class TextProcessor:
         if not ends:
             return GeneratedTokens(tuple(row[:max_tokens]), "length")
         num_tokens = min(ends)
-        # A model that is made to say its end at the limit did not come to one.
+        # A model that is forced to end at the limit did not finish by itself.
         forced = self.checkpoint.generation_config.forced_eos_token_id is not None
         reason: FinishReason = "length" if forced and num_tokens == max_tokens else "stop"
         return GeneratedTokens(tuple(row[:num_tokens]), reason)
 
     def decode(self, completion: Completion) -> Output:
-        """The output of a completion that has answers, not an error."""
+        """Turn a completion with answers into an output."""
         sequence = completion.sequence
         settings = sequence.settings.to_json()
         if (version := self.prompts.version_of(sequence.request)) is not None:
@@ -233,8 +237,7 @@ class TextProcessor:
         )
 
     def _refuse_unreadable(self, prompt: Prompt) -> None:
-        """Raise for an id beyond the embedding: on a GPU it would end the process, not
-        the request."""
+        """Raise for an id beyond the embedding, which would end the whole process on a GPU."""
         num_ids = self.checkpoint.num_ids
         starts = (prompt.forced_bos_token_id, prompt.decoder_start_token_id)
         for id_ in (*prompt.token_ids, *(each for each in starts if each is not None)):

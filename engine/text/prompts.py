@@ -1,13 +1,13 @@
-"""Prompts: a request as the token ids that its family of models was trained to read.
+"""Prompts: a request as token ids, in the format that its model family was trained on.
 
 A template of the spec comes first; it may name {text} and, by their English names,
 {source_language} and {target_language}, or by their codes, {source_code} and {target_code}.
 Otherwise:
 
-encoder-decoder  in the words that the checkpoint lists for a task; languages in the tokens
-                 that its vocabulary has for them (`>>fra<<`, `<2fr>`, `fra_Latn`, `__fr__`);
-                 a T5 that has neither gets T5's own words; the others get the text alone
-decoder-only     the chat template if there is one; else a text to be continued
+encoder-decoder  the prefix that the checkpoint lists for a task; language tokens of its
+                 vocabulary (`>>fra<<`, `<2fr>`, `fra_Latn`, `__fr__`); T5's usual prefixes for a T5
+                 with neither; the text alone for the others
+decoder-only     the chat template if there is one; else the text, to be continued
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from engine.errors import (
     UnsupportedParameter,
 )
 from engine.protocol.engine_spec import EngineSpec
-from engine.protocol.messages import Request
 from engine.protocol.prompt_texts import OPTIONS, PROMPTS, version_of
+from engine.protocol.request import Request
 from engine.text.characters import sanitize
 from engine.text.chat_template import LANGUAGE_FIELDS, ChatTemplate
 from engine.text.languages import Languages, closest, is_language, short_tag, standard_tag
@@ -54,7 +54,7 @@ CONTINUATIONS = {
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Token ids, and with which tokens the answer of a translator begins."""
+    """The token ids of a prompt, and the tokens with which a translator's answer begins."""
 
     token_ids: tuple[int, ...]
     forced_bos_token_id: int | None = None
@@ -75,7 +75,7 @@ class PromptText:
 class Prompts:
     """Builds and tokenizes the prompts of one checkpoint, on one thread.
 
-    A tokenizer keeps a source language between calls. It is set before each of them, so that a
+    A tokenizer remembers its source language between calls. It is set before each call, so that a
     prompt depends on its request alone.
     """
 
@@ -88,10 +88,10 @@ class Prompts:
         max_tokens: int | None = None,
         too_long_remedy: str = "shorten or split the text",
     ) -> None:
-        """
-        start_id:        the token with which the decoder starts; None if the checkpoint names none
-        max_tokens:      of a prompt; of a longer one only the beginning is tokenized, to refuse it
-        too_long_remedy: ends the message of that refusal
+        """start_id:        the decoder's start token; None if the checkpoint names none
+        max_tokens:      of a prompt; a longer text is tokenized only until it is known to be too
+                         long
+        too_long_remedy: the end of that error's message
         """
         self.spec = spec
         self.tokenizer = tokenizer
@@ -111,22 +111,22 @@ class Prompts:
         self.is_multi_target = bool(targets)
         self.target_tokens = targets
         self.languages = Languages(targets or self.language_ids, spec.languages)
-        # (source, target) by the name under which the checkpoint says how to ask for it.
+        # (source, target) by the name of the checkpoint's `translation_..._to_...` entry.
         self.pairs: dict[str, tuple[str, str]] = {
             name: (standard_tag(match[1]), standard_tag(match[2]))
             for name in self.task_params
             if (match := PAIR.fullmatch(name)) is not None
         }
-        # An older place for the words before every text.
+        # An older setting for the prefix of every prompt.
         self.own_prefix = str(getattr(config, "prefix", None) or "")
         # The tokens of an empty text by source language: those that the tokenizer adds itself.
         self.added_ids: dict[str | None, tuple[int, ...]] = {}
 
     def encode(self, request: Request, between_slices: Callable[[], None] = no_pause) -> Prompt:
-        """The prompt of a request. Raises RequestError.
+        """Return the prompt of a request. Raises RequestError.
 
-        between_slices: called now and then while a long text is counted; it may encode other
-                        requests, or raise what ends the work on this one
+        between_slices: called now and then while a long text is counted. It may encode other
+                        requests, or raise to abandon this one
         """
         written = self.write(request)
         self._refuse_too_long(written, between_slices)
@@ -139,7 +139,7 @@ class Prompts:
         return Prompt(token_ids, written.forced_bos_token_id, written.decoder_start_token_id)
 
     def write(self, request: Request) -> PromptText:
-        """The prompt of a request as text. Raises RequestError."""
+        """Return the prompt of a request as text. Raises RequestError."""
         if request.task == "chat":
             return self._chat(
                 [(each.role, sanitize(each.content)) for each in request.messages],
@@ -158,7 +158,7 @@ class Prompts:
         return self._causal(request, text, template)
 
     def is_rendered(self, request: Request) -> bool:
-        """Whether a chat template writes the prompt."""
+        """Whether a chat template renders the prompt."""
         if request.task == "chat":
             return True
         return request.task != "generate" and not self.is_encoder_decoder and self.has_chat
@@ -171,7 +171,7 @@ class Prompts:
         return {} if name is None else self.task_params[name] or {}
 
     def _pair_name(self, request: Request) -> str | None:
-        """The name of the `translation_..._to_...` entry for the request's languages, if any."""
+        """The name of the request's `translation_..._to_...` entry; None without one."""
         source, target = request.source_language, request.target_language
         if source is None or target is None:
             return None
@@ -201,7 +201,7 @@ class Prompts:
         return PromptText(prompt)
 
     def _check_listed(self, request: Request) -> None:
-        """Raise UnknownLanguage for a pair that is not among those that the checkpoint lists."""
+        """Raise UnknownLanguage for a language pair that the checkpoint does not list."""
         if not any("prefix" in (self.task_params[name] or {}) for name in self.pairs):
             return
         if self._pair_name(request) is not None:
@@ -235,7 +235,7 @@ class Prompts:
         return request.task == "translate" and self.chat_template.takes_languages
 
     def _template_languages(self, request: Request) -> dict[str, str]:
-        """The languages as the chat template has them. Raises UnknownLanguage."""
+        """The chat template's codes of the request's languages. Raises UnknownLanguage."""
         known = Languages(self.chat_template.languages, self.spec.languages)
         codes = {}
         for field, name in zip(LANGUAGE_FIELDS, LANGUAGES, strict=True):
@@ -248,7 +248,7 @@ class Prompts:
         return codes
 
     def version_of(self, request: Request) -> str | None:
-        """The version of the prompt texts that the prompt is made of; None where it is of none."""
+        """The version of the prompt texts in the prompt; None if it contains none."""
         is_ours = request.task in self.texts and request.task not in self.spec.prompt
         if self.has_chat and self._instructs_itself(request):
             is_ours = False
@@ -259,7 +259,7 @@ class Prompts:
             raise UnsupportedParameter(name, reason)
 
     def _option(self, name: str, value: str) -> str:
-        """The sentence of an option."""
+        """The sentence that states an option in the prompt."""
         if name == "output_language":
             if not is_language(value):
                 raise UnknownLanguage(name, value, ("any ISO 639 code",))
@@ -271,7 +271,7 @@ class Prompts:
         return bool(getattr(self.tokenizer, "chat_template", None))
 
     def _own_template(self, request: Request, has_language_tokens: bool) -> str | None:
-        """`summarize: {text}`, in the checkpoint's own words if it has some."""
+        """The template of a task, as in `summarize: {text}`, with the checkpoint's own prefix."""
         prefix = self.params_of(request).get("prefix")
         if prefix is None:
             prefix = self.own_prefix or None
@@ -298,7 +298,10 @@ class Prompts:
         return template.format_map(values)
 
     def _between_languages(self, request: Request, prompt: str) -> PromptText:
-        """M2M100, NLLB, mBART: the source goes into the prompt, the target starts the answer."""
+        """Build a prompt for M2M100, NLLB or mBART.
+
+        The source language is a token of the prompt, the target language the first of the answer.
+        """
         source = self.languages.own_code("source_language", request.source_language)
         target = self.languages.own_code("target_language", request.target_language)
         target_id = self.language_ids[target]
@@ -309,8 +312,10 @@ class Prompts:
         return PromptText(prompt, source, forced_bos_token_id=target_id)
 
     def _check_pair_end(self, name: str, language: str | None) -> None:
-        """Raise UnknownLanguage if a model for one pair names another language on this side. Where
-        it names none, or a family of languages such as `gmw`, the request's is accepted."""
+        """Raise UnknownLanguage if a model for one pair has another language on this side.
+
+        If it names none, or a family of languages such as `gmw`, the request's is accepted.
+        """
         if language is None:
             return
         allowed = self.spec.languages
@@ -336,9 +341,9 @@ class Prompts:
         return PromptText(sanitize(rendered), is_rendered=True)
 
     def _tokenize(self, written: PromptText, text: str, **options: Any) -> list[int]:
-        """The token ids of a text that is (a part of) the prompt `written`."""
+        """Tokenize the prompt `written`, of which `text` is the user's part or all."""
         source = written.source or self.own_source
-        # Set each time: other requests may have come in between.
+        # Set each time, since other requests may have changed it.
         if source is not None and self.tokenizer.src_lang != source:
             self.tokenizer.src_lang = source
         if written.is_rendered:
@@ -361,15 +366,15 @@ class Prompts:
 
 
 def literal(text: str) -> str:
-    """The text with its braces doubled, so that a template contains it unchanged."""
+    """Escape braces, so that a template contains the text unchanged."""
     return text.replace("{", "{{").replace("}", "}}")
 
 
 def target_tokens(tokenizer: Any) -> dict[str, str]:
-    """Tokens that name a target language before the text, by the code that users may write.
+    """The tokens that name a target language before the text, by the code that users may write.
 
-    Marian's are their own codes, MADLAD-400's stand in `<2` and `>`. One such token may be
-    any text; two are a scheme.
+    Marian's are their own codes, MADLAD-400's are wrapped in `<2` and `>`. A single such token may
+    be ordinary text; two or more are taken as language tokens.
     """
     own = getattr(tokenizer, "supported_language_codes", None)
     if own:
@@ -383,7 +388,7 @@ def target_tokens(tokenizer: Any) -> dict[str, str]:
 
 
 def language_ids(tokenizer: Any) -> dict[str, int]:
-    """Token ids by language code, for tokenizers that mark a text with its language."""
+    """The token ids of language codes, for tokenizers that mark a text with its language."""
     unknown = tokenizer.unk_token_id
     by_code = getattr(tokenizer, "lang_code_to_id", None)
     if by_code is None and hasattr(tokenizer, "src_lang"):

@@ -1,8 +1,8 @@
-"""Reasoning: a model's thought, kept apart from its answer by the marks that it writes.
+"""Reasoning: separates a model's thought from its answer by the marks that it generates.
 
-A thought is at the beginning: after an opening mark that the prompt ends with or the answer
-begins with, or, where the mark is the checkpoint's own, after none. It ends with the closing
-mark; without one, the model was cut while it thought and has not answered.
+A thought comes first: after an opening mark at the end of the prompt or the start of the answer,
+or, if the checkpoint has a mark of its own, without an opening mark. It ends with the closing mark;
+without one the model was cut off while it thought, and there is no answer.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from engine.text.detokenizer import special_ids, text_of
 
 Marks = tuple[str, str]  # opening, closing
-THINK: Marks = ("<think>", "</think>")  # looked for whatever the checkpoint says of itself
+THINK: Marks = ("<think>", "</think>")  # searched for in any checkpoint's answers
 # gpt-oss names a channel for each part.
 CHANNELS: Marks = (
     "<|channel|>analysis<|message|>",
@@ -38,7 +38,7 @@ KNOWN_MARKS: tuple[Marks, ...] = (
     ("Here's my thought process:", "Here's my response:"),
     CHANNELS,
 )
-# Marks around an answer that some write behind their thought.
+# Marks that some models put around the answer after a thought.
 ANSWER_MARKS: tuple[Marks, ...] = (
     ("<response>", "</response>"),
     ("<answer>", "</answer>"),
@@ -54,21 +54,21 @@ HEADER = re.compile(
     r"(?:<\|end\|>)?(?:<\|start\|>[^<]*)?<\|channel\|>[^<]*(?:<\|constrain\|>[^<]*)?"
     r"(?:<\|message\|>|$)|<\|end\|>(?:<\|start\|>[^<]*)?$"
 )
-LEAST_OF_MARK = 3  # characters by which the beginning of one is known
+LEAST_OF_MARK = 3  # characters that identify a truncated mark
 TAIL_TOKENS = 24  # of a prompt, in which its last mark is
 
 
 @dataclass(frozen=True, slots=True)
 class Thought:
-    """What comes before an answer."""
+    """The thought before an answer."""
 
     text: str | None  # None: nothing was thought, and what comes before is a header
     num_tokens: int  # of the answer's tokens, the closing mark included
-    rest: str  # what the last of these tokens says beyond the mark
+    rest: str  # the text of the last of these tokens after the mark
 
 
 def own_marks(tokenizer: Any) -> tuple[Marks, ...]:
-    """The marks that a checkpoint's tokenizer, chat template or vocabulary names."""
+    """The marks that a checkpoint's tokenizer, chat template or vocabulary contains."""
     template = str(getattr(tokenizer, "chat_template", None) or "")
     vocabulary = tokenizer.get_vocab()
     known = tuple(
@@ -85,7 +85,7 @@ def own_marks(tokenizer: Any) -> tuple[Marks, ...]:
 
 
 def marks_of_response_template(tokenizer: Any) -> tuple[Marks, ...]:
-    """The marks by which a tokenizer says how transformers may read an answer."""
+    """The marks in a tokenizer's `response_template`, by which transformers parses answers."""
     template = getattr(tokenizer, "response_template", None)
     fields = template.get("fields") if isinstance(template, dict) else None
     if not isinstance(fields, dict):
@@ -107,7 +107,7 @@ def texts_of(value: Any) -> list[str]:
 
 
 class ThoughtSplitter:
-    """Finds the thought in answers to prompts that a chat template wrote."""
+    """Splits answers into thought and answer."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
@@ -119,10 +119,10 @@ class ThoughtSplitter:
     def thought(
         self, prompt_ids: Iterable[int], answer_ids: list[int], is_rendered: bool = True
     ) -> Thought | None:
-        """The thought before an answer; None where there is none.
+        """The thought before an answer; None if there is none.
 
-        is_rendered: a chat template wrote the prompt; of others only what is opened by a mark of
-                     the checkpoint's own is a thought
+        is_rendered: whether a chat template rendered the prompt; otherwise only the checkpoint's
+                     own opening mark begins a thought
         """
         if not is_rendered and not self.own:
             return None
@@ -137,19 +137,19 @@ class ThoughtSplitter:
         if CHANNELS in self.own and answer.lstrip().startswith(CHANNEL):
             return self._split(answer_ids, answer, CHANNELS)
         for opening, closing in self.own if is_rendered else ():
-            # Some leave the opening mark to the reader's imagination.
+            # Some models leave out the opening mark.
             is_over = prompt.endswith(closing) and not answer.lstrip().startswith(closing)
             if closing in answer and opening not in answer and not is_over:
                 return self._split(answer_ids, answer, (opening, closing))
         return None
 
     def mark_to_come(self, prompt_ids: Iterable[int]) -> str | None:
-        """The mark that ends the thought which a prompt begins; None if it begins none."""
+        """The mark that ends a thought which the prompt begins; None if it begins none."""
         prompt = self._end_of(prompt_ids)
         return next((closing for opening, closing in self.own if prompt.endswith(opening)), None)
 
     def unwrapped(self, answer: str) -> str:
-        """An answer without the marks that the chat template has around one."""
+        """Remove the marks that the chat template puts around an answer."""
         for opening, closing in self.own_answer_marks:
             inner = answer.lstrip()
             if inner.startswith(opening):
@@ -176,7 +176,7 @@ class ThoughtSplitter:
         return Thought(self._clean(thought, answer_ids[:num], opening), num, rest)
 
     def _clean(self, thought: str, token_ids: list[int], opening: str) -> str | None:
-        """A thought without its mark, and without special tokens; None if it is but a header."""
+        """The text of a thought without marks and special tokens; None if it is only a header."""
         thought = thought.strip()
         if opening.startswith(thought):
             thought = ""  # cut within the mark
@@ -195,7 +195,12 @@ class ThoughtSplitter:
 
 
 def opens_thought(prompt: str, answer: str, opening: str) -> bool:
-    """prompt: its end; answer: with the special tokens in it; opening: the mark"""
+    """Whether an answer begins with a thought.
+
+    prompt:  the end of the prompt
+    answer:  with special tokens
+    opening: the opening mark
+    """
     begin = answer.strip()
     if begin.startswith(opening) or prompt.endswith(opening):
         return True
@@ -204,7 +209,7 @@ def opens_thought(prompt: str, answer: str, opening: str) -> bool:
 
 
 def parted(answer: str, ending: re.Pattern[str]) -> tuple[str, str]:
-    """What stands before the mark that ends a thought, and behind it."""
+    """The texts before and after the mark that ends a thought."""
     found = ending.search(answer)
     assert found is not None
     return answer[: found.start()], answer[found.end() :]

@@ -1,4 +1,4 @@
-"""Stop strings: where an answer ends because it contains a text that the request names."""
+"""Stop strings: find where an answer contains a text at which it must end."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from engine.text.detokenizer import special_ids, text_of
 
 
 def stop_position(text: str, stops: Iterable[str]) -> int | None:
-    """The index at which the first stop string in `text` begins; None if it has none."""
+    """The index of the first stop string in `text`; None if there is none."""
     positions = [position for stop in stops if (position := text.find(stop)) >= 0]
     return min(positions, default=None)
 
@@ -24,10 +24,9 @@ def cut_at_stop(text: str, stops: Iterable[str]) -> str:
 
 
 class TokenTexts:
-    """Finds stop strings in token ids, as `generate` does: by the bytes that each token adds,
-    special tokens included.
+    """Finds stop strings in token ids as `generate` does: in the bytes of tokens, special ones too.
 
-    The bytes of a token are computed at its first use and kept. Used by the loop and the writer.
+    The bytes of a token are computed at its first use and cached. Loop and writer use it.
     """
 
     def __init__(self, tokenizer: Any, goes_on_from_prompt: bool) -> None:
@@ -47,10 +46,9 @@ class TokenTexts:
     def before_stop(
         self, sequence: Sequence, new_ids: list[int], num_thought: int = 0
     ) -> str | None:
-        """The text before the stop string that the last of `new_ids` completes; None if it
-        completes none.
+        """The text before the stop string that the last of `new_ids` completes; None without one.
 
-        num_thought: the first of `new_ids`, which are no part of the text
+        num_thought: the number of leading `new_ids` that are a thought and left out of the text
         """
         begin = self._begin(sequence, new_ids) if new_ids else None
         if begin is None:
@@ -64,14 +62,17 @@ class TokenTexts:
         return text
 
     def of(self, token_id: int) -> bytes | None:
-        """The bytes that a token adds to a text; None if the vocabulary lacks the id."""
+        """The bytes of a token; None if the vocabulary lacks the id."""
         if token_id not in self._texts:
             self._texts[token_id] = self._read(token_id)
         return self._texts[token_id]
 
     def _begin(self, sequence: Sequence, new_ids: list[int]) -> tuple[int, int] | None:
-        """The start of the earliest stop string that the last token completes: the index of a new
-        token (negative in the prompt) and the number of its bytes before the start."""
+        """The start of the earliest stop string that the last token completes; None without one.
+
+        Returns the index of a new token (negative in the prompt) and the number of its bytes before
+        the start.
+        """
         stops = [each.encode("utf-8", "replace") for each in sequence.settings.stop]
         # A token is taken for at least one byte, as `generate` does.
         num_tokens = max(map(len, stops), default=0)
@@ -114,7 +115,7 @@ class TokenTexts:
                 return bytes([int(token[3:5], 16)])
         elif "ByteLevel" in self.decoder_types and all(each in BYTE_OF for each in token):
             return bytes(BYTE_OF[each] for each in token)
-        # What a token adds behind others; alone, its space may be taken for the text's first.
+        # The bytes of a token after others; alone, its leading space might be stripped.
         before = self.tokenizer.convert_ids_to_tokens(
             self.tokenizer(ANY_TEXT, add_special_tokens=False)["input_ids"]
         )
@@ -130,8 +131,10 @@ BYTE_TOKEN = re.compile(r"<0x[0-9a-fA-F]{2}>")
 
 
 def bytes_by_character() -> dict[str, int]:
-    """The byte for each character of a byte-level BPE vocabulary: printable bytes stand for
-    themselves, the others are written from U+0100 on."""
+    """The byte of each character of a byte-level BPE vocabulary.
+
+    Printable bytes stand for themselves, the others are characters from U+0100 on.
+    """
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [each for each in range(256) if each not in printable]
     return {chr(each): each for each in printable} | {

@@ -1,8 +1,8 @@
-"""PrefixBound: whether a long text has more tokens than a model takes, seen from its beginning.
+"""PrefixBound: whether a text has more tokens than a model takes, without tokenizing all of it.
 
-A tokenizer call cannot be interrupted and takes a second or more for a million characters, so
-that one text could hold up all others. A long text is therefore counted first, a slice at a
-time, with a pause after each, and only until it is known to be too long.
+A tokenizer call cannot be interrupted and takes a second or more for a million characters, so one
+long text could delay all others. A long text is therefore counted first, slice by slice with a
+pause after each, and only until it is known to be too long.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 # A text of no more is tokenized without being counted: some milliseconds.
 MIN_CHARACTERS = 16_384
-# Of a model that takes many tokens more are, for most texts are within its limit.
+# For a model with a high limit the bound is higher, since most texts are within it.
 CHARACTERS_PER_TOKEN = 8
 MAX_UNCOUNTED_CHARACTERS = 65_536
 SLICE_CHARACTERS = 8192
@@ -28,14 +28,14 @@ MAX_SPARSE_CHARACTERS = 262_144
 
 
 def no_pause() -> None:
-    """Go on with the next slice."""
+    """Do nothing between two slices."""
 
 
 class PrefixBound:
     """Bounds the work on one text by the number of tokens that the model takes."""
 
     def __init__(self, max_tokens: int) -> None:
-        """max_tokens: the most that a prompt may have"""
+        """max_tokens: of a prompt"""
         self.max_tokens = max_tokens
         uncounted = max(max_tokens * CHARACTERS_PER_TOKEN, MIN_CHARACTERS)
         self.max_uncounted = min(uncounted, MAX_UNCOUNTED_CHARACTERS)
@@ -47,11 +47,12 @@ class PrefixBound:
         count_tokens: Callable[[str], int],
         between_slices: Callable[[], None] = no_pause,
     ) -> int:
-        """A number of tokens that `text` has at the least; counting ends above `max_tokens`,
-        and at `max_characters`. 0 for a text that is short enough to be tokenized at once.
+        """A lower bound of the tokens of `text`; 0 if it is short enough to tokenize at once.
 
-        count_tokens:   the number of tokens of a slice, special ones left out
-        between_slices: called after each slice; may raise, for a text that is wanted no more
+        Counting ends above `max_tokens` and at `max_characters`.
+
+        count_tokens:   returns the number of tokens of a slice, without special ones
+        between_slices: called after each slice; may raise to abandon the text
         """
         if len(text) <= self.max_uncounted:
             return 0
@@ -66,7 +67,7 @@ class PrefixBound:
 
 
 def slice_end(text: str, begin: int) -> int:
-    """The end of the slice that starts at `begin`: behind a word, if one ends near."""
+    """The end of the slice that starts at `begin`: after a word, if one ends nearby."""
     end = begin + SLICE_CHARACTERS
     if end >= len(text):
         return len(text)

@@ -1,4 +1,4 @@
-"""The models that jobs can ask for, as `tidemill.toml` names them."""
+"""Catalog: the models of `tidemill.toml` that jobs can name."""
 
 import dataclasses
 import tomllib
@@ -19,16 +19,16 @@ Alias = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,6
 TABLES = (
     *("models", "worker", "prompts", "cache", "guards"),
     *("masking", "retention", "audit", "canaries"),
-    "encryption",  # which db.encryption.settings reads
+    "encryption",  # read by db.encryption.settings
 )
 PAIR = ">"
-AUTO = ("auto", "und")  # a source language that the worker finds out
-ENGLISH = "en"  # between two languages that no model has together, where there is a choice
+AUTO = ("auto", "und")  # the worker detects the source language
+ENGLISH = "en"  # the preferred bridge between two languages that no model translates directly
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class Model(ModelSettings):
-    """One `[models.ALIAS]` table: the settings of its engine, and what jobs may ask of it."""
+    """One `[models.ALIAS]` table: the settings of its engine, and the jobs that it takes."""
 
     alias: Alias
     tasks: Annotated[tuple[TaskName, ...], Field(min_length=1)]
@@ -37,13 +37,13 @@ class Model(ModelSettings):
     replicas: Annotated[int, Field(ge=1, le=64)] = 1
 
     def translates(self, source: str, target: str) -> bool:
-        """Whether the pair is among this model's; one that names no languages takes any."""
+        """Whether the model takes this pair of languages; one that names no languages takes any."""
         if not self.languages or f"{source}{PAIR}{target}" in self.languages:
             return True
         return any(_is_same(target, each) for each in self.targets_of(source))
 
     def targets_of(self, source: str) -> tuple[str, ...]:
-        """The languages that it translates this one into, by its own codes."""
+        """The languages that it translates this one into, in its own codes."""
         single = [each for each in self.languages if PAIR not in each]
         pairs = [each.split(PAIR, 1) for each in self.languages if PAIR in each]
         if source.lower() in AUTO:
@@ -55,7 +55,7 @@ class Model(ModelSettings):
         return tuple(ends)
 
     def codes_of(self, language: str) -> tuple[str, ...]:
-        """The model's own codes for a language that it reads, at most one."""
+        """The model's own code for a source language, as a tuple of at most one."""
         named = dict.fromkeys(each.split(PAIR, 1)[0] for each in self.languages)
         return tuple(each for each in named if _is_same(language, each))[:1]
 
@@ -68,14 +68,14 @@ class Model(ModelSettings):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Catalog:
-    """Every model of a configuration, in the order of the file."""
+    """Every model of a configuration, in order of the file."""
 
     path: Path
     models: Mapping[str, Model]
-    worker: Mapping[str, Any]  # this and the next: tables that the worker reads
+    worker: Mapping[str, Any]  # `worker` and the next: tables that the worker reads
     cache: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     audits_submits: bool = True  # of the [audit] table: whether each submit is an entry
-    guards: Any = dataclasses.field(default_factory=dict)  # [guards], which it reads as well
+    guards: Any = dataclasses.field(default_factory=dict)  # [guards], read by the worker as well
     retention: Any = dataclasses.field(
         default_factory=dict
     )  # as tasks.configuration.retention reads it
@@ -86,7 +86,7 @@ class Catalog:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read a configuration; raises SettingsError naming the place and the fault."""
+        """Read a configuration; raises SettingsError with the place and the fault."""
         try:
             written = tomllib.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
@@ -117,9 +117,9 @@ class Catalog:
         )
 
     def route(self, task: str, alias: str | None, source: str | None, target: str | None) -> Model:
-        """The model for a job: the one it names, or the first that does the task.
+        """The model of a job: the one it names, or the first that does the task.
 
-        Raises UnknownModel or UnknownLanguage, each with the list of known ones.
+        Raises UnknownModel or UnknownLanguage with the list of known ones.
         """
         able = [model for model in self.models.values() if task in model.tasks]
         if alias is not None:
@@ -144,7 +144,7 @@ class Catalog:
     def legs(
         self, task: str, alias: str | None, source: str | None, target: str | None
     ) -> tuple["RouteLeg", ...]:
-        """The way of a translation that no model does by itself; none where one does."""
+        """The models of a translation that needs several; empty if one model can do it."""
         if alias is not None or source is None or target is None:
             return ()
         able = [model for model in self.models.values() if task in model.tasks]
@@ -154,7 +154,7 @@ class Catalog:
 
     @staticmethod
     def _by_way(able: Sequence[Model], source: str, target: str) -> tuple["RouteLeg", ...]:
-        """Two models by way of a third language, which both name; English before others."""
+        """Two models that both name a third language, English before others."""
         if _is_same(source, target):
             return ()
         ways = [
@@ -190,16 +190,16 @@ class RouteLeg:
             "source_language": self.source,
             "target_language": self.target,
         }
-        # Among which the worker of either model finds out the source.
+        # The languages among which the worker of either model detects the source.
         return {**leg, "languages": list(self.model.languages)}
 
 
 @cache
 def _is_same(code: str, other: str) -> bool:
-    """Whether two codes mean one language: `fr`, `fr-CA` and `fra_Latn` do."""
+    """Whether two codes mean the same language, as `fr`, `fr-CA` and `fra_Latn` do."""
     if code == other:
         return True
-    from engine.text.languages import closest  # only where a code is not as the model has it
+    from engine.text.languages import closest  # only if a code is not spelled as in the model
 
     return closest(code, (other,)) is not None
 
@@ -214,7 +214,7 @@ def _audits_submits(path: Path, table: Any) -> bool:
 
 
 def _model(path: Path, alias: str, table: Any, prompts: Any) -> Model:
-    """prompts: of all models, which its own go before"""
+    """Parse a model's table. prompts: those of all models, which its own override"""
     try:
         if not isinstance(table, dict):
             raise SettingsError(f"{path}: models.{alias} is not a table; write [models.{alias}]")

@@ -1,11 +1,11 @@
-"""The [masking] table of `tidemill.toml`: what of a job's text the model does not see.
+"""Masking rules: the [masking] table of `tidemill.toml`, which selects the data to mask.
 
 [masking]
-rules = ["email", "iban"]              # of every job
+rules = ["email", "iban"]              # for every job
 
 [masking.tasks.chat]
-rules = ["card", "phone"]              # of these as well
-phone_region = "DE"                    # of numbers without a country's code
+rules = ["card", "phone"]              # additional rules
+phone_region = "DE"                    # for numbers without a country code
 
 [masking.tenants.acme]
 patterns = { CUSTOMER = 'K-[0-9]{6}' }
@@ -38,7 +38,7 @@ class MaskingRules:
         return bool(self.rules or self.patterns or self.finders)
 
     def with_(self, more: Self) -> "MaskingRules":
-        """Join both sets of rules: a narrower table unmasks nothing that a wider one masks."""
+        """Join both sets of rules: a narrower table never unmasks what a wider one masks."""
         return MaskingRules(
             self.rules | more.rules,
             tuple(dict.fromkeys((*self.patterns, *more.patterns))),
@@ -52,7 +52,7 @@ NOTHING = MaskingRules()
 
 @dataclass(frozen=True, slots=True)
 class Masking:
-    """Rules for all, by task and by tenant; a job is under all that apply to it."""
+    """Rules in general, by task and by tenant; all that apply to a job are used."""
 
     for_all: MaskingRules = NOTHING
     by_task: Mapping[str, MaskingRules] = field(default_factory=dict)
@@ -69,7 +69,7 @@ class Masking:
 
 
 def masking_of(table: Any) -> Masking:
-    """Read the table; raises SettingsError naming the setting and the fault."""
+    """Read the table; raises SettingsError with the name of a faulty setting."""
     written = _table("masking", table)
     tasks = _table("masking.tasks", written.get("tasks", {}))
     for name in tasks:

@@ -1,4 +1,4 @@
-"""Redis's URL: read once, and refused in a sentence that shows no password."""
+"""The URL of Redis: parsed once; errors show no password."""
 
 import re
 from urllib.parse import parse_qsl, quote, urlencode
@@ -9,15 +9,15 @@ from tasks.errors import SettingsError
 
 LOOKS_LIKE = "it looks like redis://:password@host:6379/0"
 ENCODE = "write / ? # @ : and % of a password as %2F %3F %23 %40 %3A and %25"
-MEMORY = "memory"  # kombu's, for a process that talks to itself
-# These are read from their places alone: kombu stumbles over them, and redis-py does not.
+MEMORY = "memory"  # kombu's in-memory transport, within one process
+# Allowed only in their own places of the URL: kombu fails on them in the query, redis-py does not.
 NOT_PARAMETERS = {"host", "port", "db", "username", "password", "path"}
 
 
 def read_redis_url(text: str) -> str:
-    """The URL once it can be used; raises SettingsError.
+    """The URL if it can be used; raises SettingsError.
 
-    As it is, but for options of TLS, which are written as both kombu and redis-py read them.
+    It is unchanged except for TLS options, which are rewritten so that kombu and redis-py agree.
     """
     if not text.strip():
         raise SettingsError(f"the Redis URL is empty; {LOOKS_LIKE}")
@@ -56,7 +56,7 @@ def read_redis_url(text: str) -> str:
     if scheme == "redis":
         return text
     options = {name: tls_value(subject, name, value) for name, value in parameters}
-    # Where nothing says so, kombu would check no certificate.
+    # By default kombu checks no certificate.
     return f"rediss://{before}?{urlencode({**CHECKED, **options}, quote_via=quote, safe='/')}"
 
 

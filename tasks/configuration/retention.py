@@ -1,4 +1,4 @@
-"""The [retention] table of `tidemill.toml`: how long what is kept stays.
+"""Retention settings: the [retention] table of `tidemill.toml`.
 
 [retention]
 payloads = "30d"
@@ -22,14 +22,14 @@ from engine.protocol.task_names import TASK_NAMES
 from tasks.errors import SettingsError
 
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
-MAX_SECONDS = 10**10  # some three hundred years
-MIN_AUDIT_SECONDS = 86_400.0  # its last hash is logged once a day
+MAX_SECONDS = 10**10  # about three hundred years
+MIN_AUDIT_SECONDS = 86_400.0  # the last hash is logged once a day
 _AGE = re.compile(r"([0-9]{1,9})\s*([smhdw])")
 _PARTS = ("at", "tasks", "tenants")
 
 
 def retention_of(table: Any) -> Retention:
-    """Read the table; raises SettingsError naming the setting and the fault."""
+    """Read the table; raises SettingsError with the name of a faulty setting."""
     written = _table("retention", table)
     own = {name: value for name, value in written.items() if name not in _PARTS}
     tasks = _table("retention.tasks", written.get("tasks", {}))
@@ -71,7 +71,7 @@ def _ages(place: str, table: Mapping[str, Any], others: tuple[str, ...]) -> Ages
 
 
 def age_seconds(setting: str, value: Any) -> float:
-    """A length of time as `30d`, in seconds; raises SettingsError for what is none."""
+    """Parse a length of time such as `30d` into seconds; raises SettingsError if it is invalid."""
     written = _AGE.fullmatch(value.strip()) if isinstance(value, str) else None
     seconds = int(written[1]) * SECONDS[written[2]] if written else -1
     if not 0 <= seconds <= MAX_SECONDS:

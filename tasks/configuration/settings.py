@@ -1,9 +1,8 @@
-"""Settings of this process: the environment, and `tidemill.toml`.
+"""Settings of this process, from the environment and `tidemill.toml`.
 
-Redis and the database come from `TIDEMILL_REDIS_URL` and
-`TIDEMILL_DATABASE_URL`, or from the `tidemill up` of this folder. The
-models come from `tidemill.toml` in this folder, or wherever `TIDEMILL_CONFIG`
-says.
+Redis and the database are named by `TIDEMILL_REDIS_URL` and `TIDEMILL_DATABASE_URL`, or are those
+of this folder's `tidemill up`. The models are in `tidemill.toml` in this folder, or in the file
+that `TIDEMILL_CONFIG` names.
 """
 
 import os
@@ -20,7 +19,7 @@ from tasks.errors import SettingsError
 
 
 def config_path(environment: Mapping[str, str], folder: Path) -> Path:
-    """The configuration file; raises SettingsError when there is none."""
+    """The configuration file; raises SettingsError if there is none."""
     path = config_file(environment, folder)
     if not path.is_file():
         raise SettingsError(
@@ -41,7 +40,7 @@ def catalog() -> Catalog:
 
 @cache
 def database() -> Database:
-    """The database of this process, connected to when it is first used."""
+    """The database of this process. It connects at first use."""
     try:
         return database_from_environment()
     except (AddressUnknown, DatabaseUrlInvalid) as error:
@@ -49,14 +48,14 @@ def database() -> Database:
 
 
 def served_models() -> tuple[str, ...]:
-    """The aliases that `TIDEMILL_MODELS` tells a worker to serve; none: all of them."""
+    """The aliases in `TIDEMILL_MODELS` that a worker must serve; empty: all of them."""
     return tuple(filter(None, os.environ.get("TIDEMILL_MODELS", "").split(",")))
 
 
 def broker_url() -> str:
-    """The URL of Redis; Celery's own default where no setting names one.
+    """The URL of Redis; Celery's own default if no setting names one.
 
-    Raises SettingsError when what says so cannot be read.
+    Raises SettingsError if the setting is invalid.
     """
     try:
         return read_redis_url(redis_url(os.environ, Path.cwd()))

@@ -1,8 +1,7 @@
-"""Options of TLS in Redis's URL, as kombu and redis-py both read them.
+"""TLS options in the URL of Redis, rewritten so that kombu and redis-py read them alike.
 
-A worker reads the URL by kombu and the commands by redis-py, and they agree in little: what one
-takes for a switch that is off is on to the other, and a word that only one knows ends the other
-with a KeyError.
+A worker reads the URL with kombu and the commands with redis-py, and they differ: a switch that is
+off for one is on for the other, and an option that only one knows raises a KeyError in the other.
 """
 
 import os
@@ -18,7 +17,7 @@ FILES = {
 }
 AS_THEY_ARE = ("ssl_ca_path", "ssl_ciphers", "ssl_password")
 OPTIONS = tuple(sorted((*FILES, *AS_THEY_ARE, "ssl_cert_reqs", "ssl_check_hostname")))
-# PostgreSQL's names of the same.
+# PostgreSQL's names of the same options.
 OF_POSTGRESQL = {
     "sslmode": "ssl_cert_reqs=required",
     "sslrootcert": "ssl_ca_certs",
@@ -36,9 +35,9 @@ SWITCHES = {
 
 
 def tls_value(subject: str, name: str, value: str) -> str:
-    """The value of an option as both read it; raises SettingsError.
+    """The value of an option in a form that both read alike; raises SettingsError.
 
-    subject: the URL as it may be shown
+    subject: the URL in its redacted form
     """
     if name not in OPTIONS:
         meant = OF_POSTGRESQL.get(name)
@@ -71,5 +70,5 @@ def tls_value(subject: str, name: str, value: str) -> str:
 
 
 def _shown(name: str) -> str:
-    """A parameter's name; a password may have been cut in two by a `?`."""
+    """A parameter's name, redacted if a `?` in a password may have split it."""
     return name if name.startswith("ssl") and name.isidentifier() else "a parameter"

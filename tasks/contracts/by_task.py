@@ -1,4 +1,4 @@
-"""The contract of each task, by its name."""
+"""The contract class of each task."""
 
 from collections.abc import Mapping
 

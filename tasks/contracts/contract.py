@@ -1,7 +1,7 @@
-"""The contract: the fields of a job that a producer fills in.
+"""Contract: the fields of a job that a producer fills in.
 
-A contract is checked where it is submitted, before anything is kept, so that
-a mistake is the caller's to read and not the night's to find.
+A contract is validated at submission, before anything is stored, so that the caller sees a mistake
+at once and not after the night.
 """
 
 import difflib
@@ -23,16 +23,16 @@ from pydantic import (
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from db.lane import Lane
-from engine.protocol.messages import PARAMS, Params
+from engine.protocol.sampling_params import PARAMS, SamplingParams
 from tasks.errors import ContractError, Problem
 
 MAX_TEXT_CHARACTERS = 4_000_000
 MAX_METADATA_PAIRS = 16
-MAX_NAME_SHOWN = 64  # characters of a name that is told to be wrong
+MAX_NAME_SHOWN = 64  # characters of a wrong name that an error quotes
 
 
 def storable(value: Any) -> Any:
-    """Refuse what no database keeps and no tokenizer reads: NUL and lone surrogates."""
+    """Refuse characters that no database stores and no tokenizer reads: NUL and lone surrogates."""
     if isinstance(value, bytes | bytearray):
         raise PydanticCustomError("bytes", "is bytes; decode it to a text")
     if isinstance(value, str):
@@ -55,7 +55,7 @@ def storable(value: Any) -> Any:
 
 
 def is_number(value: Any, info: ValidationInfo) -> Any:
-    """Refuse a truth value where a number belongs, and a text unless the source has only those."""
+    """Refuse a boolean for a number; refuse a text too, unless the source has only texts."""
     if isinstance(value, bool):
         raise PydanticCustomError("no_number", "must be a number")
     if isinstance(storable(value), str) and not reads_texts(info):
@@ -64,8 +64,7 @@ def is_number(value: Any, info: ValidationInfo) -> Any:
 
 
 def is_truth_value(value: Any, info: ValidationInfo) -> Any:
-    """Refuse a value that is neither true nor false, and 1 or "yes" unless the source has only
-    texts."""
+    """Refuse all but true and false; accept 1 or "yes" only if the source has only texts."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int | str) and reads_texts(info):
@@ -74,7 +73,7 @@ def is_truth_value(value: Any, info: ValidationInfo) -> Any:
 
 
 def is_id(value: Any) -> Any:
-    """Refuse a value that is no job's id, without quoting it."""
+    """Refuse a value that is not a job id, without quoting it."""
     if isinstance(value, str):
         try:
             return UUID(value)
@@ -94,7 +93,7 @@ def not_a_truth_value(value: Any) -> Any:
 
 
 def reads_texts(info: ValidationInfo) -> bool:
-    """Whether the source has nothing but texts."""
+    """Whether the source has only texts."""
     return bool(info.context and info.context.get("reads_texts"))
 
 
@@ -115,7 +114,7 @@ def not_huge(value: Any) -> Any:
 
 
 def clash(field: str, fault: str) -> PydanticCustomError:
-    """The error for fields that do not fit together; `fault` says which to change, and how."""
+    """The error for fields that do not fit together. fault: which field to change, and how"""
     return PydanticCustomError("clash", "{field} {fault}", {"field": field, "fault": fault})
 
 
@@ -124,7 +123,7 @@ TruthValue = Annotated[bool, BeforeValidator(is_truth_value)]
 Instant = Annotated[AwareDatetime, BeforeValidator(not_a_truth_value)]
 JobId = Annotated[UUID, BeforeValidator(is_id)]
 Storable = BeforeValidator(storable)
-# The order is inside out: the last validator looks first.
+# The order is inside out: the last validator runs first.
 Text = Annotated[str, BeforeValidator(not_blank), Storable, BeforeValidator(not_huge)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=256), Storable]
 ShortName = Annotated[str, StringConstraints(min_length=1, max_length=128), Storable]
@@ -137,8 +136,8 @@ Language = Annotated[
 StopText = Annotated[str, StringConstraints(min_length=1, max_length=256), Storable]
 
 
-class DecodeFields(BaseModel, Params, frozen=True):
-    """The decoding parameters of a job: the fields and ranges of the engine's `Params`."""
+class DecodeFields(BaseModel, SamplingParams, frozen=True):
+    """The decoding parameters of a job: the fields and ranges of the engine's `SamplingParams`."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -196,14 +195,14 @@ class DecodeFields(BaseModel, Params, frozen=True):
 
     @property
     def samples(self) -> bool:
-        """Whether the job itself asks for a sample, rather than the likeliest answer."""
+        """Whether the job itself asks for sampling."""
         if self.do_sample is not None:
             return self.do_sample
         return bool(self.temperature) or self.top_k is not None or self.top_p is not None
 
 
 class Contract(DecodeFields, frozen=True):
-    """The fields that every task shares; each task adds its own."""
+    """The fields that all tasks share; each task adds its own."""
 
     task: ClassVar[str]
 
@@ -219,19 +218,19 @@ class Contract(DecodeFields, frozen=True):
     idempotency_key: Name | None = None
     # False: nothing is taken from the content cache, and nothing is added to it.
     use_cache: TruthValue | None = None
-    deadline: Instant | None = None  # then it is worth nothing more: expired
+    deadline: Instant | None = None  # the job expires at this time
     time_limit_seconds: Annotated[float, Field(gt=0, le=86400), Number] | None = (
         None  # of one attempt
     )
 
     @classmethod
     def parse(cls, fields: dict[str, Any], *, exact_types: bool = True) -> Self:
-        """The contract that these fields make; raises ContractError naming each wrong one.
+        """Validate fields into a contract; raises ContractError, which names each wrong one.
 
-        exact_types: as in JSON; else "5" is a number and "true" or 1 is true, for
-        sources that have nothing else. No truth value is ever a number.
+        exact_types: as in JSON; otherwise "5" is a number and "true" or 1 is true, for sources that
+                     have only texts. A boolean is never a number
         """
-        # pydantic cannot say such a name, and stops at it: it would hide every other fault.
+        # pydantic cannot encode such a name and stops at it, which would hide all other faults.
         broken = [name for name in fields if _holds_half_a_character(name)]
         problems = [cls._unknown(_printable(name)) for name in broken]
         try:
@@ -247,18 +246,17 @@ class Contract(DecodeFields, frozen=True):
 
     @classmethod
     def own_fields(cls) -> frozenset[str]:
-        """The fields that define the work, as against its owner, urgency and place in line."""
+        """The fields that define the work, as opposed to owner, urgency and place in line."""
         shared = frozenset(Contract.model_fields) - frozenset(PARAMS)
         return frozenset(cls.model_fields) - shared | {"use_cache"}
 
     def work(self) -> dict[str, Any]:
-        """The part of the contract that is kept for the recipe: the task's fields and the given
-        params."""
+        """The part of the contract for the recipe: the task's fields and the given params."""
         return self.model_dump(mode="json", include=set(self.own_fields()), exclude_none=True)
 
     @property
     def num_characters(self) -> int:
-        """The length of the input in characters; jobs of like length travel together."""
+        """The length of the input in characters; jobs of similar length share a message."""
         raise NotImplementedError
 
     @property
@@ -297,14 +295,14 @@ class Contract(DecodeFields, frozen=True):
 
 
 def _own_faults(error: ValidationError) -> list[ErrorDetails]:
-    """Leave out lists that are too short only because what they hold is at fault."""
+    """Drop errors of lists that are too short only because of invalid items."""
     details = error.errors(include_url=False)
     within = {each["loc"][:depth] for each in details for depth in range(1, len(each["loc"]))}
     return [each for each in details if each["type"] != "too_short" or each["loc"] not in within]
 
 
 def _field(detail: ErrorDetails) -> str:
-    """The path of the faulty field, as in `metadata.station`."""
+    """The path of the faulty field, such as `metadata.station`."""
     parts: list[Any] = list(detail["loc"])
     if len(parts) > 2 and parts[-1] == "[key]":  # pydantic's word for: not the value, the name
         parts[-2:] = [detail["input"]]
@@ -318,7 +316,7 @@ def _shown(value: int | float) -> str:
 
 
 def _printable(name: str) -> str:
-    """A name as it may go into a message: short, and of printable characters."""
+    """A name for use in a message: short, with printable characters only."""
     short = name if len(name) <= MAX_NAME_SHOWN else name[:MAX_NAME_SHOWN] + "..."
     return short if short and short.isprintable() else repr(short)
 

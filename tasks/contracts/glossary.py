@@ -1,4 +1,4 @@
-"""A glossary: terms, and the one translation that each is to have."""
+"""Glossary: terms, each with its one translation."""
 
 import unicodedata
 from collections.abc import Iterator, Mapping
@@ -13,10 +13,10 @@ MAX_TERM_CHARACTERS = 256
 
 
 def read_glossary(value: Any) -> Any:
-    """Terms with their translations; None: not to be translated.
+    """Parse terms and translations; None: the term is not translated.
 
-    An object of term to translation, or a list of [term, translation]. Raises what says which
-    entry is wrong, by its number: the words are a user's.
+    The value is an object of term to translation, or a list of [term, translation]. An error gives
+    the number of the faulty entry and not its words, which are a user's.
     """
     if value is None:
         return None

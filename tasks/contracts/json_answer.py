@@ -1,4 +1,4 @@
-"""Answers that are JSON: the fields of tasks whose answer may be asked for so."""
+"""JSON answers: the fields of tasks whose answer may have to be JSON."""
 
 import json
 from typing import Annotated, Any, Self
@@ -10,7 +10,7 @@ from tasks.contracts.contract import Contract, TruthValue, clash, reads_texts
 
 
 def read_schema(value: Any, info: ValidationInfo) -> Any:
-    """The schema that a text is, where the source has only texts."""
+    """Parse a schema that is given as a text, if the source has only texts."""
     if value is None or isinstance(value, dict):
         return value
     if isinstance(value, str) and reads_texts(info):
@@ -24,7 +24,7 @@ def read_schema(value: Any, info: ValidationInfo) -> Any:
 
 
 class JsonAnswerContract(Contract, frozen=True):
-    """A task whose answer may have to be JSON."""
+    """A task whose answer can be required to be JSON."""
 
     json_schema: Annotated[dict[str, Any], BeforeValidator(read_schema)] | None = None
     json_object: TruthValue | None = None  # any object
@@ -35,7 +35,7 @@ class JsonAnswerContract(Contract, frozen=True):
             return self
         if self.json_object:
             raise clash("json_object", "is given beside json_schema; leave it out")
-        # It brings a library that other jobs do without.
+        # The import brings a library that other jobs do not need.
         from tasks.contracts.json_schema import fault_of_schema
 
         fault = fault_of_schema(self.json_schema)

@@ -1,7 +1,7 @@
-"""JSON schemas that jobs bring, and which of them are taken.
+"""JSON schemas of jobs: which are accepted.
 
-A schema is whole in itself: it refers to its own parts only, and round in a circle only where
-that goes deeper into a value. What is said of it names places and keywords, never its texts.
+A schema must be self-contained: references point to its own parts, and a cycle must go deeper into
+the value. Errors name places and keywords, never its texts.
 """
 
 import json
@@ -16,7 +16,7 @@ MAX_PATTERN_CHARACTERS = 1_000
 MAX_PLACE_CHARACTERS = 64
 
 REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
-VALUES = frozenset({"const", "default", "enum", "examples"})  # in which nothing is a schema
+VALUES = frozenset({"const", "default", "enum", "examples"})  # their values are not schemas
 NAMED_SCHEMAS = frozenset(
     {"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"}
 )
@@ -24,9 +24,9 @@ IN_PLACE = ("allOf", "anyOf", "oneOf", "not", "if", "then", "else")  # of the sa
 
 
 def fault_of_schema(schema: Mapping[str, Any]) -> str | None:
-    """The reason that a schema is refused; None if it is taken."""
+    """The reason that a schema is refused; None if it is accepted."""
     fault = _fault_of_size(schema)
-    # A batch has the same schema in each of its jobs.
+    # All jobs of a batch usually share one schema.
     return fault if fault is not None else _fault_of_text(json.dumps(schema))
 
 
@@ -82,9 +82,9 @@ def _depth(value: Any) -> int:
 
 
 def _strings(schema: Any, is_named: bool = False) -> Iterator[tuple[str, str]]:
-    """The (keyword, text) pairs of a schema and of all within it; patterns of names too.
+    """The (keyword, text) pairs of a schema and its subschemas, patterns of names included.
 
-    is_named: the keys are names of the user's, each with a schema
+    is_named: the keys are users' names, each with a schema
     """
     if isinstance(schema, list):
         for each in schema:
@@ -117,7 +117,7 @@ def _fault_of_pattern(pattern: str) -> str | None:
 
 
 def _fault_of_references(schema: Mapping[str, Any], validator_class: Any) -> str | None:
-    """Why a reference leads nowhere, or round in a circle without going deeper into a value."""
+    """The fault of a reference: it leads nowhere, or cycles without going deeper."""
     from referencing.exceptions import Unresolvable
 
     resolver = validator_class(schema)._resolver
@@ -166,13 +166,13 @@ def _fault_of_references(schema: Mapping[str, Any], validator_class: Any) -> str
 
 
 def place(json_path: str) -> str:
-    """The path in a schema or a value, as in `$.items[0]`."""
+    """The path in a schema or a value, such as `$.items[0]`."""
     short = json_path[:MAX_PLACE_CHARACTERS]
     return short if short.isprintable() else repr(short)
 
 
 def validator_class_of(schema: Mapping[str, Any]) -> Any:
-    """The validator of the dialect that a schema names; 2020-12 where it names none."""
+    """The validator of the dialect that a schema names; 2020-12 by default."""
     from jsonschema import Draft202012Validator, validators
 
     named = schema.get("$schema")

@@ -1,4 +1,4 @@
-"""Message parts: the content of a message as a list, of which text is all that is read."""
+"""Message parts: a message's content as a list, of which only text is accepted."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -7,16 +7,16 @@ from pydantic_core import PydanticCustomError
 
 from tasks.contracts.contract import clash
 
-# What a part may be called, or hold, that no text is, and how a person calls it.
+# Types and keys of parts that are not text, with the word that an error uses.
 NOT_TEXT = {"image": "an image", "audio": "a sound", "video": "a video", "file": "a file"}
 TEXT = ("text", "input_text", "output_text")
-# Where translators look for the languages: templates read them from the part of a user.
+# The languages of a translator's template: it reads them from the part of the user's message.
 LANGUAGE_FIELDS = ("source_lang_code", "target_lang_code")
 SWITCHES = "chat_template_kwargs"
 
 
 def text_of(content: Any) -> Any:
-    """The text of a list of parts; anything else as it is. Refuses what is no text by its name."""
+    """The text of a list of parts; other values are unchanged. Refuses other parts by type."""
     if not isinstance(content, list | tuple):
         return content
     texts = []
@@ -46,8 +46,7 @@ def text_of(content: Any) -> Any:
 
 
 def with_languages(fields: Any) -> Any:
-    """The fields of a contract, with the languages that parts name among the switches of the
-    template, which gives them back to the parts."""
+    """Return a contract's fields with the languages of message parts as template switches."""
     if not isinstance(fields, dict):
         return fields
     named: dict[str, Any] = {}

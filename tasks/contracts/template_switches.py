@@ -1,4 +1,4 @@
-"""Switches of a chat template: the field of tasks whose prompt a chat template may write."""
+"""Template switches: the field for variables of a chat template."""
 
 import json
 from typing import Self
@@ -13,7 +13,7 @@ MAX_TEMPLATE_KWARGS_CHARACTERS = 8192  # as JSON
 
 
 class SwitchesContract(Contract, frozen=True):
-    """A task of which an instruction model's template writes the prompt."""
+    """A task whose prompt a chat template may render."""
 
     # Switches of the model's chat template, such as {"enable_thinking": False}.
     chat_template_kwargs: dict[str, JsonValue] | None = Field(

@@ -1,1 +1,1 @@
-"""Submission: contracts become rows, one by one, in batches, or by message."""
+"""Submission: turns contracts into rows, one by one, in batches, or by message."""

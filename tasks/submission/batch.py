@@ -1,4 +1,4 @@
-"""Batches: many contracts, streamed into the database in chunks."""
+"""Batches: stores many contracts in chunks."""
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -34,21 +34,20 @@ def submit_batch(
     on_progress: Callable[[int], None] = lambda num_kept: None,
     is_complete: Callable[[], bool] = lambda: True,
 ) -> SubmittedBatch:
-    """Keep many jobs, streamed in chunks; the workers' dispatcher sends them out.
+    """Store many jobs in chunks; the dispatcher publishes them.
 
     It is notified after each chunk; without Redis it finds them a little later.
 
-    run_key makes a second call harmless: jobs that are there stay as they are,
-    and jobs that a broken first call left out are added. The nth contract
-    without an idempotency key of its own goes by its custom id, or else by n.
-    Raises Refused at the first contract that names an unknown model,
-    language or previous job, and DuplicateId where two contracts of the call have the same
-    custom id (or idempotency key, where they bring their own); what was kept
-    before it stays, and a second call goes on. is_complete is called after the
-    last contract: False leaves the batch open for a second call to add to.
+    run_key makes a second call harmless: existing jobs stay unchanged, and jobs that an interrupted
+    first call left out are added. A contract without an idempotency key gets one from its custom
+    id, or else from its number. Raises Refused at the first contract with an unknown model,
+    language or previous job, and DuplicateId if two contracts of the call have the same custom id
+    (or idempotency key, if they bring their own). Jobs stored before that stay, and a second call
+    continues. is_complete is called after the last contract: if it returns False, the batch stays
+    open for a second call.
     """
     from tasks.submission.notifications import (
-        Notifier,  # brings redis-py, for those who submit batches
+        Notifier,  # imports redis-py, which only batches need
     )
 
     database, catalog = settings.database(), settings.catalog()
@@ -96,9 +95,9 @@ def _open_batch(
     tenant: str,
     metadata: dict[str, str],
 ) -> Batch:
-    """The batch by its run key, or a new one; one entry in the audit stands for all its jobs.
+    """The batch with its run key, or a new one; one entry in the audit stands for all its jobs.
 
-    That is written before them: a submit that dies in the middle has left jobs, too.
+    The entry is written first, since a submit that is interrupted has also stored jobs.
     """
     row = {
         "id": uuid7(),
@@ -123,7 +122,7 @@ def _with_keys(
     first_seen = FirstSeen()
     for number, contract in enumerate(contracts, start=1):
         key, place = contract.idempotency_key, f"contract {number}"
-        # Who brings a key tells jobs apart by it, and may use a custom id for several.
+        # If jobs have idempotency keys, several may share a custom id.
         if key is None and contract.custom_id is not None:
             first_seen.require_new("custom_id", contract.custom_id, place, contract.tenant)
         if key is None and run_key is not None:

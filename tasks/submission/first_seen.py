@@ -1,4 +1,4 @@
-"""The place in a batch at which an id was first seen, for batches of any length."""
+"""FirstSeen: detects duplicate ids in batches of any length."""
 
 import sqlite3
 
@@ -8,11 +8,14 @@ CACHE_KIB = 16 * 1024
 
 
 class FirstSeen:
-    """The ids of a batch, in a private temporary database: exact, and a million of them
-    take no more memory than a few thousand. It ends with the object."""
+    """The ids of a batch, in a private temporary database.
+
+    It is exact, and a million ids take no more memory than a few thousand. The database is deleted
+    with the object.
+    """
 
     def __init__(self) -> None:
-        # The empty name is SQLite's for a file that is made when the cache is full.
+        # With an empty name SQLite makes a temporary file once its cache is full.
         self._database = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         for statement in (
             f"PRAGMA cache_size = -{CACHE_KIB}",
@@ -23,7 +26,7 @@ class FirstSeen:
             self._database.execute(statement)
 
     def require_new(self, field: str, value: str, place: str, *scope: str) -> None:
-        """Keep an id; raises DuplicateId where the scope has it already."""
+        """Store an id; raises DuplicateId if it exists in this scope."""
         key = "\0".join((field, *scope, value))  # no id holds a NUL
         insert = "INSERT OR IGNORE INTO seen VALUES (?, ?)"
         if self._database.execute(insert, (key, place)).rowcount:

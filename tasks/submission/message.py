@@ -1,6 +1,6 @@
-"""Contracts that come as Celery messages: each becomes a job, be it one that has failed.
+"""Contracts that arrive as Celery messages: each becomes a job, if need be a failed one.
 
-While the database is away the message is the only promise there is; it waits here, unacked.
+While the database is away, only the message holds the job, so it waits here unacked.
 """
 
 import logging
@@ -27,9 +27,9 @@ log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 1.0  # between two tries to keep the job of a message
 
-HOLD_SECONDS = 30.0  # of trying; then the message goes back, behind the others
+HOLD_SECONDS = 30.0  # then the message goes back to the queue, behind the others
 
-_giving_up = threading.Event()  # this process stops, and waits for no database
+_giving_up = threading.Event()  # set when the process stops, which waits for no database
 
 _away = Outage(log, "cannot keep jobs", "jobs are kept again")
 
@@ -37,9 +37,9 @@ _away = Outage(log, "cannot keep jobs", "jobs are kept again")
 def submit_request(
     contract: type[Contract], args: tuple[Any, ...], fields: dict[str, Any], request: Any
 ) -> str:
-    """Keep the job of a Celery task's request; returns its id.
+    """Store the job of a Celery task request; returns its id.
 
-    Celery's `eta` is when the job may begin, and its `expires` the deadline.
+    Celery's `eta` becomes the earliest start, and its `expires` the deadline.
     """
     if args:
         fault = f"{len(args)} positional given; name every field, as in text=..."
@@ -69,12 +69,11 @@ def submit_message(
     not_after: datetime | None = None,
     traceparent: str | None = None,
 ) -> str:
-    """Keep the job of a Celery message; returns its id: the message's own or, where that is no
-    UUID, one made from it.
+    """Store the job of a Celery message; returns its id.
 
-    A delivery that comes twice finds its job there. A refused contract is kept
-    as a failed job, because nobody waits here to be told. While the database is
-    away the message waits here, unacked.
+    The id is the message's own or, if that is no UUID, one derived from it. A second delivery finds
+    the job. A refused contract is stored as a failed job, because no caller waits for an error.
+    While the database is away the message waits here, unacked.
     """
     return _persistently(
         lambda: _submit_message(
@@ -84,7 +83,7 @@ def submit_message(
 
 
 def give_up(**_: Any) -> None:
-    """Let no message wait for the database any longer: it goes back."""
+    """Stop waiting for the database: waiting messages are put back."""
     _giving_up.set()
 
 
@@ -113,7 +112,7 @@ def _submit_message(
         if not _is_refusal(error):
             raise
         return _keep_unkept(contract.task, job_id, fields, error)
-    except Exception as error:  # whatever it is: it would be the same again
+    except Exception as error:  # any error: another try would end the same
         return _keep_unkept(contract.task, job_id, fields, error)
     if message is not None:
         publish_now(settings.database(), *message)
@@ -121,10 +120,10 @@ def _submit_message(
 
 
 def _persistently(keep: Callable[[], str]) -> str:
-    """Call `keep`, again while the database is away, locked, full, or a standby that takes nothing.
+    """Call `keep`, again while the database is away, locked, full, or a read-only standby.
 
-    Nothing is kept yet, so the message is the only promise there is: it goes back if this
-    takes too long, behind the others, for the fault might be its own.
+    The message is still unacked. If this takes too long it is put back, behind the others, since
+    the fault may be its own.
     """
     until = time.monotonic() + HOLD_SECONDS
     while True:
@@ -140,10 +139,10 @@ def _persistently(keep: Callable[[], str]) -> str:
 
 
 def _is_refusal(error: SQLAlchemyError) -> bool:
-    """Whether these values are refused, by the database or by its driver, and would be again."""
+    """Whether the database or its driver refuses these values, and would do so again."""
     if isinstance(error, DataError | IntegrityError) or type(error) is StatementError:
         return True
-    # Of PostgreSQL's classes, 54 is what exceeds a limit of the server's.
+    # PostgreSQL's class 54: a limit of the server is exceeded.
     return str(getattr(getattr(error, "orig", None), "sqlstate", None) or "").startswith("54")
 
 
@@ -167,7 +166,7 @@ def _keep_refusal(task: str, job_id: UUID, fields: dict[str, Any], refusal: Refu
 
 
 def _keep_unkept(task: str, job_id: UUID, fields: dict[str, Any], error: Exception) -> str:
-    """Keep as failed a job that the database, or our own code, stumbles over."""
+    """Store as failed a job that the database, or our own code, cannot handle."""
     error_name = type(error).__name__
     failed_job = EndedJob(
         id=job_id,

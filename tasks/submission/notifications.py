@@ -1,7 +1,7 @@
-"""Notifications: a producer tells the dispatcher that jobs wait to be published.
+"""Notifications: a producer tells the dispatcher that jobs are waiting to be published.
 
-A notification is an empty message on one channel of Redis. The dispatcher that receives it
-polls the database, which it would have done by itself a little later, so that one may be lost.
+A notification is an empty message on a Redis channel. The dispatcher then polls the database, which
+it would do a little later anyway, so a lost notification does no harm.
 """
 
 import logging
@@ -18,25 +18,25 @@ from tasks.app import app
 
 log = logging.getLogger(__name__)
 
-# Behind the number of the database, for channels know none. It is where Celery's own
-# channels are, so that who may use those by an access list may use this one.
+# The name has the number of the database, since channels are shared by all databases. Its prefix is
+# that of Celery's own channels, so that an access list that allows those allows this one.
 CHANNEL = "/{number}.tidemill.notifications"
-PATIENCE_SECONDS = 0.5  # of a producer, with a Redis that does not answer
+PATIENCE_SECONDS = 0.5  # a producer waits so long for a Redis that does not answer
 
 
 @dataclass(frozen=True, slots=True)
 class NotificationChannel:
-    """The channel's name, and a client of Redis, which connects when it is first used."""
+    """The channel's name, and a client of Redis, which connects at first use."""
 
     client: Redis
     name: str
 
 
 def notification_channel(connection: Connection) -> NotificationChannel | None:
-    """The channel at the broker of a connection; None: that is not Redis.
+    """The channel at a connection's broker; None for brokers other than Redis.
 
-    Its client is its own and tries everything once. kombu's and redis-py's own ways take
-    seconds to learn that a server does not answer.
+    It has its own client, without retries: kombu and redis-py take seconds to find out that a
+    server does not answer.
     """
     if connection.transport_cls not in ("redis", "rediss") or "://" in connection.hostname:
         return None
@@ -52,7 +52,7 @@ def notification_channel(connection: Connection) -> NotificationChannel | None:
         socket_connect_timeout=PATIENCE_SECONDS,
         socket_timeout=PATIENCE_SECONDS,
         socket_keepalive=True,
-        health_check_interval=25,  # else a listener would not learn that the other end is gone
+        health_check_interval=25,  # else a listener would not notice that the other end is gone
         retry=Retry(NoBackoff(), 0),
         protocol=2,
     )
@@ -60,14 +60,17 @@ def notification_channel(connection: Connection) -> NotificationChannel | None:
 
 
 class Notifier:
-    """Notifies as long as that costs nothing: after a failure it is silent."""
+    """Sends notifications until one fails; after that it is silent."""
 
     def __init__(self) -> None:
         self._channel: NotificationChannel | None = None
         self._is_silent = False
 
     def notify(self) -> None:
-        """Never raises: the jobs are in the database, and are published without it too."""
+        """Notify the dispatcher.
+
+        Never raises: the jobs are in the database and are published anyway.
+        """
         if self._is_silent:
             return
         try:
@@ -76,7 +79,7 @@ class Notifier:
                 self._is_silent = True
             else:
                 self._channel.client.publish(self._channel.name, b"")
-        except Exception as error:  # Redis away, an access list, an address that is none
+        except Exception as error:  # Redis is away or refuses, or the address is not valid
             self._is_silent = True
             log.info("not notified", extra={"error": type(error).__name__})
 

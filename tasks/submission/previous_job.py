@@ -1,7 +1,7 @@
-"""The job that a chat continues: what can be known of it when the chat is submitted.
+"""The job that a chat continues, as far as it is known when the chat is submitted.
 
-It must have succeeded. A turn is written in reply to an answer, so one that comes before the
-answer is most likely a mistake, and to keep it in line would tie its fate to another job's.
+It must have succeeded. A turn replies to an answer, so one that is submitted before the answer is
+most likely a mistake, and queueing it would tie its fate to another job's.
 """
 
 from typing import TypeVar
@@ -18,9 +18,9 @@ CHAT = "chat"
 
 
 def continued(database: Database, catalog: Catalog, contract: C) -> C:
-    """The contract, with the model of the job that it continues where it names none.
+    """The contract, with the model of the continued job if it names none.
 
-    Raises Refused where that job cannot be continued.
+    Raises Refused if that job cannot be continued.
     """
     job_id = getattr(contract, "previous_job_id", None)
     if job_id is None:

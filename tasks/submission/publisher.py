@@ -1,4 +1,4 @@
-"""The publisher: sends job ids to Redis, where the workers listen."""
+"""Publisher: sends job ids to the workers' queues in Redis."""
 
 import logging
 from collections.abc import Iterable
@@ -15,8 +15,8 @@ from tasks.queues import queue_name
 
 log = logging.getLogger(__name__)
 
-# A Redis that takes a connection and says nothing; Celery's thread may wait longer for a message.
-# It is asked twice, and whoever submits waits so long.
+# For a Redis that accepts a connection and does not answer. It is tried twice, and the submitter
+# waits meanwhile; Celery's own thread may wait longer for a message.
 ANSWER_SECONDS = 5.0
 
 
@@ -32,8 +32,7 @@ class JobMessage:
 def publish(messages: Iterable[JobMessage]) -> None:
     """Send the messages in as few round trips as the transport allows.
 
-    Raises the transport's errors: kombu.exceptions.OperationalError when Redis
-    cannot be reached.
+    Raises the transport's errors: kombu.exceptions.OperationalError if Redis cannot be reached.
     """
     messages = list(messages)
     while True:
@@ -41,16 +40,16 @@ def publish(messages: Iterable[JobMessage]) -> None:
         with connections[to].acquire(block=True) as connection:
             was_open = connection.connected
             try:
-                # One round trip to learn that nobody answers, not a minute of retries:
-                # what is not published now the dispatcher publishes later.
+                # One round trip shows that Redis does not answer, without a minute of retries: the
+                # dispatcher publishes later what is not published now.
                 connection.ensure_connection(max_retries=1, interval_start=0, timeout=5)
                 _send(connection, messages)
                 return
             except (OperationalError, *connection.connection_errors):
                 if not was_open:
                     raise
-                # It is from before, and Redis may have been started again since. What was
-                # sent by half is sent twice, and the second finds it claimed.
+                # The connection is an old one, and Redis may have been restarted since. A message
+                # that was half sent is sent twice, and the second delivery finds the job claimed.
                 connection.close()
 
 

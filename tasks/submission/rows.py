@@ -1,4 +1,4 @@
-"""Rows: a contract as it is inserted, a job and its payload."""
+"""Rows: a contract as a job row and a payload row."""
 
 from typing import Any
 from uuid import UUID
@@ -11,7 +11,7 @@ from tasks.configuration.catalog import Catalog
 from tasks.contracts.contract import Contract
 from tasks.errors import ContractError, Problem
 
-ROUTE = "route"  # of a translation by way of several models, beside the contract's own fields
+ROUTE = "route"  # field of a translation through several models, beside the contract's own
 
 
 def job_and_payload_rows(
@@ -81,7 +81,7 @@ def payload_row(catalog: Catalog, contract: Contract, job_id: UUID) -> dict[str,
         contract.language_of_output,
     )
     if legs:
-        # Kept with the job: a worker with another catalog takes it up where it was.
+        # The route is kept with the job, so that a worker with another catalog continues it.
         work[ROUTE] = [leg.to_json() for leg in legs]
     return {
         "job_id": job_id,
@@ -92,5 +92,5 @@ def payload_row(catalog: Catalog, contract: Contract, job_id: UUID) -> dict[str,
 
 
 def as_given(contract: dict[str, Any]) -> dict[str, Any]:
-    """A kept contract without what we added."""
+    """A stored contract without the fields that we added."""
     return {name: value for name, value in contract.items() if name != ROUTE}

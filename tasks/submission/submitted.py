@@ -1,4 +1,4 @@
-"""Submitted jobs and batches, as a producer gets them back."""
+"""SubmittedJob and SubmittedBatch: the return values of submitting."""
 
 import time
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ class SubmittedJob:
     """A job that was submitted."""
 
     id: UUID
-    is_new: bool  # False: this idempotency key was submitted before
+    is_new: bool  # False: the idempotency key was submitted before
 
     def find(self) -> FoundJob:
         """The job as it stands now."""
@@ -24,7 +24,7 @@ class SubmittedJob:
         return job
 
     def wait(self, timeout_seconds: float | None = None) -> FoundJob:
-        """The job once it has finished; raises TimeoutError when that takes too long."""
+        """The finished job; raises TimeoutError if it takes too long."""
         started = time.monotonic()
         pause_seconds = 0.05
         while (job := self.find()).state not in FINISHED:
@@ -42,4 +42,4 @@ class SubmittedBatch:
     id: UUID
     name: str
     num_new: int
-    num_known: int  # submitted before, under the same run key
+    num_known: int  # jobs that were submitted before, under the same run key

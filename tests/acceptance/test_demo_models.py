@@ -121,13 +121,13 @@ def share(right: Iterable[bool]) -> float:
     return sum(each) / len(each)
 
 
-def test_together_they_are_small() -> None:
+def test_the_demo_models_are_small_together() -> None:
     files = [file for name in NAMES for file in (MODELS / name).rglob("*") if file.is_file()]
     assert {file.parent.name for file in files} == set(NAMES)
     assert sum(file.stat().st_size for file in files) <= MAX_BYTES
 
 
-def test_they_load_offline_and_without_a_word() -> None:
+def test_the_demo_models_load_offline_and_log_nothing() -> None:
     program = f"""
 import transformers as hf
 hf.utils.logging.disable_progress_bar()
@@ -152,7 +152,7 @@ for name, model_type in {{
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_training_saw_nothing_of_what_is_held_out(name: str, request: Any) -> None:
+def test_training_saw_no_held_out_text(name: str, request: Any) -> None:
     """Training draws hundreds of thousands of texts; whatever it draws, these it does not see."""
     record = json.loads((MODELS / name / "training.json").read_text())
     first = {

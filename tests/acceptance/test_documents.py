@@ -94,7 +94,7 @@ def test_a_yearbook_is_summarized_and_none_of_it_is_left_out(summarizer: EngineC
     assert answer.output.endswith(".")
 
 
-def test_of_a_report_of_twenty_parts_the_summaries_state_every_key_fact(
+def test_summaries_of_a_report_of_twenty_parts_state_every_key_fact(
     summarizer: EngineClient,
 ) -> None:
     text = (EXAMPLES / "nightly" / "weeks.md").read_text()

@@ -134,7 +134,7 @@ def test_a_program_of_the_readme_works(folder: Path, number: int) -> None:
     assert printed.endswith(answer_of(program))
 
 
-def test_what_the_celery_program_sends_is_summed_up_right(folder: Path) -> None:
+def test_the_celery_programs_text_is_summarized_right(folder: Path) -> None:
     [program] = [block for block in blocks("python") if "send_task" in block]
     waiting = """
 import time, uuid
@@ -152,7 +152,7 @@ print(SubmittedJob(sent_id, is_new=False).wait(timeout_seconds=60).output)
     )
 
 
-def test_what_up_says_to_try_is_answered(folder: Path) -> None:
+def test_the_command_that_up_suggests_is_answered(folder: Path) -> None:
     greeting = (folder / GREETING).read_text()
     [command] = re.findall(r"^  tidemill (submit .* --wait)$", greeting, flags=re.MULTILINE)
     assert run(folder, f".venv/bin/tidemill {command}").strip() == ANSWERS["summarize"]
@@ -170,12 +170,12 @@ def test_the_example_of_every_task_is_answered_right(folder: Path, task: str) ->
 
 
 @pytest.mark.parametrize("block", blocks("toml"))
-def test_a_configuration_of_the_readme_is_one(tmp_path: Path, block: str) -> None:
+def test_a_configuration_of_the_readme_is_valid(tmp_path: Path, block: str) -> None:
     (tmp_path / "tidemill.toml").write_text(block)
     assert Catalog.load(tmp_path / "tidemill.toml").models
 
 
-def test_the_example_configuration_is_one() -> None:
+def test_the_example_configuration_is_valid() -> None:
     catalog = Catalog.load(ROOT / "examples" / "tidemill.toml")
     assert {"facebook/bart-large-cnn", "Helsinki-NLP/opus-mt-en-de"} <= {
         model.checkpoint for model in catalog.models.values()

@@ -49,7 +49,7 @@ def test_a_job_past_its_deadline_expires_and_costs_no_model_time(run: Run) -> No
 
 
 @on_sqlite
-def test_a_job_past_its_time_limit_fails_and_its_company_does_not_notice(run: Run) -> None:
+def test_a_job_past_its_time_limit_fails_and_others_in_its_batch_succeed(run: Run) -> None:
     with run.cluster.worker():
         long = run.poison(
             run.submit_one(max_new_tokens=ENDLESS, time_limit_seconds=1), "time_limit"
@@ -65,7 +65,7 @@ def test_a_job_past_its_time_limit_fails_and_its_company_does_not_notice(run: Ru
 
 
 @on_sqlite
-def test_what_another_attempt_may_mend_is_tried_again_and_each_attempt_is_kept(run: Run) -> None:
+def test_a_retryable_failure_is_retried_and_each_attempt_is_recorded(run: Run) -> None:
     run.cluster.configure(worker=SHORT, fake_out_of_memory_on="word")
     with run.cluster.worker():
         job_id = run.poison(run.submit_one(), "out_of_memory")

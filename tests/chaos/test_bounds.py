@@ -94,7 +94,7 @@ def test_an_interactive_job_starts_though_a_large_engine_is_full_of_long_ones(ru
     [[signal.SIGQUIT], [signal.SIGTERM, signal.SIGTERM], [signal.SIGTERM, signal.SIGQUIT]],
     ids=lambda numbers: "+".join(number.name for number in numbers),
 )
-def test_told_to_stop_at_once_a_worker_gives_everything_back_within_two_seconds(
+def test_a_worker_that_must_stop_at_once_releases_its_jobs_within_two_seconds(
     run: Run, numbers: list[signal.Signals]
 ) -> None:
     run.cluster.configure(worker={"drain_seconds": 3600}, fake_step_seconds=0.05)

@@ -28,7 +28,7 @@ def test_a_worker_that_dies_loses_no_job_and_repeats_no_result(run: Run, moment:
     assert run.complaints() == []
 
 
-def test_a_message_that_redis_gave_out_and_nobody_got_is_sent_again(run: Run) -> None:
+def test_a_message_lost_between_redis_and_the_worker_is_published_again(run: Run) -> None:
     with redis.Redis.from_url(run.cluster.redis_url) as client:
         client.set(MARKER, "Redis has lost nothing that it knows of")
         job_id = run.submit_one()
@@ -42,7 +42,7 @@ def test_a_message_that_redis_gave_out_and_nobody_got_is_sent_again(run: Run) ->
 
 
 @on_sqlite
-def test_an_engine_killed_from_outside_is_not_the_fault_of_the_one_job_it_ran(run: Run) -> None:
+def test_an_engine_killed_from_outside_is_not_blamed_on_its_only_job(run: Run) -> None:
     run.cluster.configure(worker=SHORT, fake_step_seconds=0.1)
     with run.cluster.worker() as worker:
         job_id = run.submit_one(max_new_tokens=20)

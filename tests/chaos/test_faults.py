@@ -50,7 +50,7 @@ def test_a_job_submitted_while_redis_is_full_is_kept_and_sent_out_later(run: Run
 
 
 @on_sqlite
-def test_a_worker_to_which_a_full_redis_gives_a_message_goes_on(run: Run) -> None:
+def test_a_worker_that_gets_a_message_from_a_full_redis_goes_on(run: Run) -> None:
     with redis.Redis.from_url(run.cluster.redis_url) as client, run.cluster.worker() as worker:
         worker.pause(run.cluster.database_url)
         run.submit_one()
@@ -127,7 +127,7 @@ def test_a_job_that_this_version_does_not_know_fails_and_the_worker_goes_on(run:
 
 
 @on_sqlite
-def test_an_engine_that_hangs_is_ended_and_what_it_ran_succeeds(run: Run) -> None:
+def test_an_engine_that_hangs_is_killed_and_its_jobs_succeed(run: Run) -> None:
     run.cluster.configure(worker={**SHORT, "stall_seconds": 1}, fake_step_seconds=0.02)
     with run.cluster.worker() as worker:
         run.submit(NUM_JOBS, num_tokens=40)
@@ -197,7 +197,7 @@ def test_outcomes_of_a_database_outage_are_written_when_it_ends(
 
 @on_sqlite
 @pytest.mark.parametrize("fault", ["stopped", "standby"])
-def test_a_message_that_comes_while_the_database_takes_nothing_is_kept_when_it_does(
+def test_a_message_that_arrives_while_the_database_refuses_writes_is_kept_later(
     fault: str, run: Run, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     job_id = uuid4()

@@ -9,7 +9,8 @@ from uuid import uuid4
 
 from db.outcome import Answer, Fence, FinishedSegment, Outcome
 from engine.protocol.engine_spec import EngineSpec
-from engine.protocol.messages import Output, Request
+from engine.protocol.output import Output
+from engine.protocol.request import Request
 from tests.running.workers import PATIENCE_SECONDS
 from worker.attempts.attempt import Attempt
 from worker.cache.output_reader import RequestPage, StoredOutputs

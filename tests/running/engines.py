@@ -26,16 +26,16 @@ from engine.protocol.messages import (
     Cancel,
     Load,
     LoadFailed,
-    Output,
     Outputs,
-    Progress,
     Ready,
-    Request,
     Run,
     Stop,
     from_bytes,
     to_bytes,
 )
+from engine.protocol.output import Output
+from engine.protocol.progress import Progress
+from engine.protocol.request import Request
 from tests.forking.forked_children import fork_engine
 
 PATIENCE_SECONDS = 90

@@ -3,7 +3,8 @@
 from queue import SimpleQueue
 
 from db.outcome import Answer
-from engine.protocol.messages import Output, Request
+from engine.protocol.output import Output
+from engine.protocol.request import Request
 from worker.engines.engine_client import EngineClient
 from worker.errors import RequestFailed
 from worker.recipes.recipe import Steps

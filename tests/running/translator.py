@@ -8,7 +8,9 @@ from uuid import uuid4
 
 from db.outcome import Answer, Fence, Outcome
 from engine.protocol.engine_spec import EngineSpec
-from engine.protocol.messages import Output, Params, Request
+from engine.protocol.output import Output
+from engine.protocol.request import Request
+from engine.protocol.sampling_params import SamplingParams
 from tests.running.attempts import Pages
 from tests.running.workers import PATIENCE_SECONDS
 from worker.attempts.attempt import Attempt
@@ -86,7 +88,7 @@ class Translator:
             text=text,
             source_language="en",
             target_language="fr",
-            params=Params(**params),
+            params=SamplingParams(**params),
         )
         self.client.submit([request], end)
         assert ended.wait(PATIENCE_SECONDS)

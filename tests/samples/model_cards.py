@@ -1,6 +1,6 @@
 """The card of a model that is not there."""
 
-from engine.protocol.messages import ModelCard
+from engine.protocol.model_card import ModelCard
 
 FAKE_CARD = ModelCard(
     alias="fake",

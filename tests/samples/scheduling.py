@@ -5,7 +5,7 @@ from collections.abc import Hashable
 from engine.core.completion import Completion
 from engine.core.scheduler import Scheduler, StepLimits, StepPlan
 from engine.core.sequence import Sequence
-from engine.protocol.messages import Request
+from engine.protocol.request import Request
 from engine.sampling.resolve_params import ResolvedParams
 
 LIMITS = StepLimits(max_sequences=4, max_step_tokens=20)

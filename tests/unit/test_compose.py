@@ -29,7 +29,7 @@ def test_the_compose_file_has_every_service_of_a_deployment() -> None:
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_each_command_of_ours_is_one(name: str) -> None:
+def test_each_tidemill_command_in_the_compose_file_exists(name: str) -> None:
     commands = get_command(app).commands  # type: ignore[attr-defined]  # a group
     assert OURS[name]["command"][0] in commands
     check = OURS[name].get("healthcheck", {}).get("test", ["CMD", "tidemill", "doctor"])
@@ -38,7 +38,7 @@ def test_each_command_of_ours_is_one(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_each_variable_of_ours_is_read(name: str) -> None:
+def test_each_tidemill_variable_in_the_compose_file_is_read(name: str) -> None:
     code = "".join(
         path.read_text() for part in ("db", "tasks", "cli") for path in (ROOT / part).rglob("*.py")
     )
@@ -62,7 +62,7 @@ def test_every_long_running_service_has_a_health_check() -> None:
     assert [name for name, each in SERVICES.items() if "healthcheck" not in each] == ["migrate"]
 
 
-def test_redis_starts_as_it_is_told_and_keeps_what_it_is_told(tmp_path: Path) -> None:
+def test_redis_starts_with_the_compose_files_options_and_stores_data(tmp_path: Path) -> None:
     """The very arguments, given to a server that takes Redis's."""
     program, *arguments = [
         re.sub(r"\$\{REDIS_PASSWORD[^}]*\}", "secret", argument)

@@ -35,7 +35,7 @@ def is_fork(process: psutil.Process) -> bool:
     ("command", "status", "said"),
     [(["base64", "-t"], 0, "Aladdin"), (["json.tool"], 1, "Expecting value")],
 )
-def test_the_exit_status_and_the_output_are_the_modules(
+def test_a_fork_returns_the_modules_exit_status_and_output(
     command: list[str], status: int, said: str, tmp_path: Path
 ) -> None:
     with forked(*command, cwd=tmp_path, stdin=subprocess.DEVNULL) as process:
@@ -44,13 +44,13 @@ def test_the_exit_status_and_the_output_are_the_modules(
     assert said in out
 
 
-def test_it_reads_what_it_is_given_in_a_folder_of_its_own(tmp_path: Path) -> None:
+def test_a_fork_reads_its_input_in_its_own_folder(tmp_path: Path) -> None:
     with forked("json.tool", "-", "made.json", cwd=tmp_path, stdin=subprocess.PIPE) as process:
         process.communicate('{"a": 1}', timeout=60)
     assert (tmp_path / "made.json").read_text() == '{\n    "a": 1\n}\n'
 
 
-def test_a_signal_is_the_modules() -> None:
+def test_a_signal_reaches_the_forked_module() -> None:
     with forked("http.server", "--bind", "127.0.0.1", "0") as process:
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(0.01)
@@ -58,14 +58,14 @@ def test_a_signal_is_the_modules() -> None:
         assert process.wait(60) == -signal.SIGTERM
 
 
-def test_another_path_is_a_new_interpreters() -> None:
+def test_a_module_on_another_path_runs_in_a_new_interpreter() -> None:
     environment = {**ENVIRONMENT, "PYTHONPATH": f"{ROOT}:/elsewhere"}
     with forked("site", env=environment) as process:
         out, _ = process.communicate(timeout=60)
     assert "/elsewhere" in out
 
 
-def test_what_an_import_has_read_must_be_the_same() -> None:
+def test_a_variable_that_an_import_has_read_must_be_unchanged() -> None:
     kind = Kind(modules=(), read_again={}, native=("NATIVE_",))
     imported = Imported(kind, {"READ", "ABSENT"}, {"READ": "one", "UNREAD": "one"})
     assert imported.others({"READ": "one", "UNREAD": "two"}) == set()

@@ -27,7 +27,7 @@ def run_python(program: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-def test_a_worker_that_starts_without_has_it_when_it_is_ready() -> None:
+def test_a_worker_starts_without_garbage_collection_and_enables_it_when_ready() -> None:
     program = (
         "import gc, sys\n"
         "from cli.stack import celery_main\n"
@@ -45,7 +45,7 @@ def test_a_worker_that_starts_without_has_it_when_it_is_ready() -> None:
     assert gc.get_threshold()[0] == 20_000
 
 
-def test_an_engine_has_it_though_an_import_failed() -> None:
+def test_garbage_collection_is_enabled_again_after_a_failed_import() -> None:
     seen = []
 
     def fail() -> None:
@@ -58,7 +58,7 @@ def test_an_engine_has_it_though_an_import_failed() -> None:
     assert (seen, gc.isenabled()) == ([False], True)
 
 
-def test_a_command_looks_seldom_and_leaves_it_as_it_was() -> None:
+def test_a_command_collects_garbage_rarely_and_restores_the_thresholds() -> None:
     program = (
         "import gc\n"
         "from cli import main\n"

@@ -25,7 +25,7 @@ def test_every_popular_model_has_a_section() -> None:
 
 
 @pytest.mark.parametrize("name", SECTIONS)
-def test_what_it_says_to_write_is_read(name: str, tmp_path: Path) -> None:
+def test_every_setting_on_the_models_page_is_accepted(name: str, tmp_path: Path) -> None:
     (fragment,) = re.findall(r"^```toml\n(.*?)^```", SECTIONS[name], re.DOTALL | re.MULTILINE)
     path = tmp_path / "tidemill.toml"
     path.write_text(fragment)

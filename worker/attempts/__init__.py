@@ -1,1 +1,1 @@
-"""Attempts: one run of one job, the dialogue before it and its spans."""
+"""One attempt at one job, the dialogue before a chat job, and the attempt's spans."""

@@ -1,4 +1,4 @@
-"""One attempt of one job: drives its recipe until there is an outcome."""
+"""Attempt: drives the recipe of one claimed job until there is an outcome."""
 
 import logging
 import random
@@ -10,7 +10,8 @@ from dataclasses import replace
 from typing import Protocol
 
 from db.outcome import Answer, Fence, FinishedSegment, Outcome
-from engine.protocol.messages import Output, Request
+from engine.protocol.output import Output
+from engine.protocol.request import Request
 from worker.attempts.job_engines import JobEngines
 from worker.attempts.job_trace import JobTrace
 from worker.attempts.step import PendingRequest, Step
@@ -29,17 +30,19 @@ from worker.settings import Settings
 log = logging.getLogger(__name__)
 
 MAX_RETRY_SECONDS = 600.0
-# Each move is one attempt more, and finishes something; so many mean that nothing is kept.
+# Each move to another worker is a new attempt and finishes something. After this many moves no
+# progress is being kept.
 MAX_ATTEMPTS_ON_THE_WAY = 200
-# Requests that are made, and looked for in the database, before there is room for them.
+# The size of a page: requests that are made and looked up before there is room for them.
 PAGE_REQUESTS = 256
 PAGE_CHARACTERS = 500_000
-MAX_PART_KEYS = 20_000  # of a document whose parts are remembered together
-ELSEWHERE = ("route", "dialogue")  # in a contract: not all that decides the answers is in it
+MAX_PART_KEYS = 20_000  # of a document whose part keys are cached
+# Fields of a contract whose answers depend on more than the contract's text.
+ELSEWHERE = ("route", "dialogue")
 
 
 class _Elsewhere(Exception):
-    """The recipe needs a model that this worker does not serve, and nothing else."""
+    """Only requests to a model that this worker does not serve are left."""
 
     def __init__(self, model: str) -> None:
         super().__init__(model)
@@ -47,7 +50,7 @@ class _Elsewhere(Exception):
 
 
 class Pages(Protocol):
-    """Reads what is kept of a page, on another thread."""
+    """Reads stored outputs for a page of requests, on another thread."""
 
     def look_up(self, page: RequestPage) -> None: ...
 
@@ -55,15 +58,14 @@ class Pages(Protocol):
 class Attempt:
     """Runs a claimed job on an engine; calls `on_outcome` exactly once.
 
-    Its recipe is advanced by one thread at a time: the claimer's, an engine's reader, or that
-    which reads what is kept. One that comes while another is at it leaves its move to that
-    one. `release` and `abandon` may come from any thread.
+    One thread at a time advances the recipe: the claimer's, an engine's reader, or the output
+    reader's. A thread that comes meanwhile queues its move for the one at work. `release` and
+    `abandon` may be called from any thread.
 
-    Of a job that is many requests only so many are at the engine at once, and the next goes
-    when one comes back: so a long document takes turns with other jobs. Its requests are made
-    a page ahead and are never all in memory; for each page the database is asked once what an
-    earlier attempt has finished (`segments`), and what the content cache has. What comes back
-    is handed to `on_segment`.
+    Of a job with many requests only a bounded number are at the engine at once, and each output
+    lets the next one go, so that a long document takes turns with other jobs. Requests are made a
+    page ahead and are never all in memory. For each page one look-up finds the outputs of earlier
+    attempts (`segments`) and of the content cache. New outputs are passed to `on_segment`.
     """
 
     def __init__(
@@ -84,13 +86,13 @@ class Attempt:
         client_of: Callable[[str], EngineClient | None] = lambda alias: None,
         keeps_placeholders: bool = False,
     ) -> None:
-        """pages, cache: None where nothing is kept, for all requests to be computed
-
-        ids: what the log says of the job
-        trace: its spans; None where nobody wants any
-        client_of: the engine of another model, for a job that goes by way of several
-        keeps_placeholders: whether the next attempt of a masked job finds what they stand for;
-            only where segments are encrypted, or a text would be in clear once more
+        """pages, cache:       None: all requests are computed
+        ids:                the fields by which log lines name the job
+        trace:              its spans; None: tracing is off
+        client_of:          returns the engine of another model, for a job that runs on several
+        keeps_placeholders: whether to store the placeholders of a masked job for its next
+                            attempt; only if segments are encrypted, since they contain the
+                            masked text
         """
         self.fence = fence
         self._work = work
@@ -105,7 +107,7 @@ class Attempt:
         self._sharing = None
         if cache is not None and work.contract.get("use_cache") is not False:
             self._sharing = cache.sharing(work.tenant, work.contract.get("seed") is not None)
-        # An earlier attempt may have left some.
+        # An earlier attempt may have left segments.
         self._has_segments = fence.attempt > 1
         self._keeps_placeholders = keeps_placeholders and work.masker is not None
         self._guard = guard
@@ -117,10 +119,10 @@ class Attempt:
         self._started_at: float | None = None
         self._lock = threading.Lock()
         self._over = False
-        self._moves: deque[Callable[[], None]] = deque()  # that the thread at it has still to make
+        self._moves: deque[Callable[[], None]] = deque()  # queued for the thread that makes moves
         self._is_moving = False
         self._steps: Steps | None = None  # until it starts
-        self._step = Step.of((), 0)  # the present one
+        self._step = Step.of((), 0)  # the current one
         self._position = 0  # of the next request
         self._num_parts = 0
         self._cached_parts: list[int] = []
@@ -134,7 +136,7 @@ class Attempt:
 
     @property
     def is_over(self) -> bool:
-        """Whether the attempt has its outcome, be it written or not."""
+        """Whether the attempt has its outcome, written or not."""
         return self._over
 
     def start(self) -> None:
@@ -146,11 +148,11 @@ class Attempt:
         self._end(Outcome.released(self.fence))
 
     def abandon(self) -> None:
-        """Stop: the job was cancelled or is another's now. The fence voids the outcome."""
+        """Stop: the job was cancelled or another worker has it. The fence voids the outcome."""
         self._end(Outcome.released(self.fence))
 
     def fail_if_overdue(self, now: float) -> None:
-        """End an attempt that ran longer than its job allows; now is monotonic."""
+        """End an attempt that has run longer than its job allows. now: monotonic"""
         limit, started_at = self._time_limit_seconds, self._started_at
         if limit is not None and started_at is not None and now - started_at > limit:
             self.fail(TimeLimitPassed(limit))
@@ -159,7 +161,7 @@ class Attempt:
         self._move(lambda: self._arrive(output, is_shared))
 
     def _move(self, move: Callable[[], None]) -> None:
-        """Make a move, or leave it to the thread that is making one."""
+        """Make a move, or queue it for the thread that is making one."""
         with self._lock:
             self._moves.append(move)
             if self._is_moving:
@@ -175,7 +177,7 @@ class Attempt:
             self._proceed(move)
 
     def _proceed(self, move: Callable[[], None]) -> None:
-        """Make a move, and ask for what there is room for after it."""
+        """Make a move, and send as many requests as there is room for."""
         try:
             move()
             requests = self._next_requests()
@@ -194,7 +196,7 @@ class Attempt:
                     self.trace.asked([each.request for each in requests])
                 self._engines.submit(requests, self.fence, self._receive)
                 passing("requested")
-                if self._over:  # meanwhile, and its cancellation came before these
+                if self._over:  # ended meanwhile, before these requests were sent
                     self._engines.cancel(requests)
 
     def _begin(self) -> None:
@@ -205,7 +207,7 @@ class Attempt:
             self._set_out()
 
     def _recall(self, stored: StoredOutputs) -> None:
-        """Let placeholders stand for what they stood for in an earlier attempt."""
+        """Restore the placeholders of an earlier attempt."""
 
         def move() -> None:
             self._work.placeholders.update(stored.segments.get(PLACEHOLDERS, {}))
@@ -225,7 +227,7 @@ class Attempt:
             self._guard.examine(self._work, answer, self._conclude)
 
     def _conclude(self, verdict: Answer | JobError) -> None:
-        """Ends the attempt, on the thread of the last output or of the guards."""
+        """End the attempt, on the thread of the last output or of the guards."""
         if isinstance(verdict, JobError):
             self.fail(verdict)
         else:
@@ -233,20 +235,20 @@ class Attempt:
             self._end(Outcome.succeeded(self.fence, verdict, self._has_segments))
 
     def _remember_document(self) -> None:
-        """Let an estimate find the answers to a document, whose parts it cannot know."""
+        """Cache the keys of a document's parts, so that an estimate can count the cached ones."""
         keys = [key for key in self._part_keys if key is not None]
         if self._cache is None or self._sharing is None or not 1 < len(keys) <= MAX_PART_KEYS:
             return
         work = self._work
         if work.masker is not None:
-            return  # a digest of the text as it is outlives the text
+            return  # the digest of the unmasked text would outlive the text
         if len(keys) == len(self._part_keys) and set(work.contract).isdisjoint(ELSEWHERE):
             model = self._client.model_digest
             key = self._cache.document_key(work.task, work.contract, self._sharing, model)
             self._cache.remember_document(self.fence, key, self._sharing.tenant, b"".join(keys))
 
     def _enter(self, requests: Iterable[Request]) -> None:
-        """Begin a step."""
+        """Begin a step of the recipe."""
         self._step = Step.of(requests, self._num_parts)
         if self.trace is not None:
             self.trace.part_began()
@@ -266,7 +268,7 @@ class Attempt:
             self._keep(pending, output)
 
     def _give_up(self, failure: RequestFailed) -> None:
-        """Tell the recipe, which may know another way; the rest of its step is wanted no more."""
+        """Raise the failure in the recipe, which may continue; cancel the rest of its step."""
         assert self._steps is not None
         self._engines.cancel(list(self._in_flight.values()))
         self._in_flight.clear()
@@ -281,13 +283,13 @@ class Attempt:
             self._cached_parts.append(pending.part)
 
     def _keep(self, pending: PendingRequest, output: Output) -> None:
-        """Hand an output over for the next attempt, should there be one."""
+        """Store an output as a segment for a possible next attempt."""
         request, client = pending.request, self._engines.engine_for(pending.request)
         assert client is not None
         if request.model is not None:
             self._work.models[request.model] = identity(client.card)
         is_one_of_many = self._position > 1 or request.model is not None
-        # On a way of several models a refusal is kept, too: the next worker cannot ask again.
+        # A refusal is kept too if the job uses several models: the next worker cannot ask again.
         is_kept = bool(output.choices) or (
             request.model is not None
             and output.failure is not None
@@ -302,7 +304,7 @@ class Attempt:
             self._on_segment(FinishedSegment(self.fence, pending.position, segment))
 
     def _keep_placeholders(self) -> None:
-        """Keep what they stand for before the first output that holds them."""
+        """Store the placeholders before the first output that contains them."""
         if self._keeps_placeholders and self._on_segment is not None and self._work.placeholders:
             segment = dict(self._work.placeholders)
             self._on_segment(FinishedSegment(self.fence, PLACEHOLDERS, segment))
@@ -311,7 +313,7 @@ class Attempt:
     # --- requests --------------------------------------------------------------------------
 
     def _next_requests(self) -> list[PendingRequest]:
-        """The requests to send now, advancing the recipe past steps that are done.
+        """The requests to send now; advances the recipe past finished steps.
 
         Raises StopIteration with the answer.
         """
@@ -326,7 +328,7 @@ class Attempt:
                 if pending.stored is not None:
                     self._take(pending, pending.stored)
                     if pending.request.model is not None and not pending.is_segment:
-                        # For a worker on the way that has this model no more.
+                        # For a later worker of the job, which may not serve this model.
                         self._keep(pending, pending.stored)
                     continue
                 if self._engines.engine_for(pending.request) is None:
@@ -341,7 +343,7 @@ class Attempt:
             self._enter(self._steps.send(self._step.outputs_in_order()))
 
     def _next_ready(self) -> PendingRequest | None:
-        """The next request that was looked up; None where that takes time, or none is left."""
+        """The next request that was looked up; None while a look-up runs, or if none is left."""
         step = self._step
         if len(step.ready) <= PAGE_REQUESTS // 2 and not (step.is_made or step.is_looking_up):
             self._look_up(self._next_page())
@@ -371,7 +373,7 @@ class Attempt:
         return page
 
     def _look_up(self, page: list[PendingRequest]) -> None:
-        """Find out which of a page need not be computed; those then follow what is ready."""
+        """Look up which outputs of a page are stored; then its requests are ready."""
         step = self._step
         has_segments = self.fence.attempt > 1 and any(pending.part is not None for pending in page)
         positions = range(page[0].position, page[-1].position + 1) if has_segments else range(0)
@@ -389,7 +391,7 @@ class Attempt:
         self._pages.look_up(RequestPage(self.fence.job_id, positions, keys, on_read))
 
     def _is_unknown(self, key: ContentKey) -> bool:
-        """Whether only the database may know the answer."""
+        """Whether the answer is not in memory, so that the database must be asked."""
         assert self._cache is not None
         return self._cache.needs_database(key, self._work.is_interactive)
 
@@ -402,7 +404,7 @@ class Attempt:
         step.ready += page
 
     def _use_kept(self, pending: PendingRequest, stored: StoredOutputs) -> None:
-        """Take what is kept of a request, if anything is."""
+        """Take the stored output of a request, if there is one."""
         request, client = pending.request, self._engines.engine_for(pending.request)
         segment = stored.segments.get(pending.position)
         model = None if client is None else client.model_digest
@@ -423,20 +425,20 @@ class Attempt:
 
     @property
     def _max_in_flight(self) -> int:
-        """The number of requests that keep the engine busy; few for an interactive job, which
-        shares it."""
+        """The number of requests that keep the engine busy; fewer for an interactive job."""
         num_rows = self._client.sized.spec.max_sequences or 1
         return max(num_rows // 4, 1) if self._work.is_interactive else 2 * num_rows
 
     def _move_on(self, model: str) -> None:
-        """Send the job to a worker that serves a model; what is finished goes along as segments."""
+        """Hand the job to a worker that serves the model, with its finished requests as
+        segments."""
         if self.fence.attempt >= MAX_ATTEMPTS_ON_THE_WAY:
             self.fail(WayTooLong(self.fence.attempt))
         else:
             self._end(Outcome.moved(self.fence, model))
 
     def fail(self, error: JobError) -> None:
-        """End the attempt by an error, after which it may be made again."""
+        """End the attempt with an error; the job is retried if another attempt could help."""
         num_failures = self._num_failures + 1
         if error.retryable and num_failures < self._settings.max_failures:
             delay = backoff_seconds(
@@ -458,7 +460,7 @@ class Attempt:
         self._on_outcome(outcome)
 
     def _with_cached_parts(self, answer: Answer) -> Answer:
-        """The answer, saying which of its requests were not computed for this job."""
+        """Add to the answer which of its requests came from the cache."""
         if not self._cached_parts:
             return answer
         report = {"num_parts": self._num_parts, "cached": ranges(self._cached_parts)}
@@ -470,7 +472,7 @@ class Attempt:
 
 
 def ranges(numbers: Iterable[int]) -> list[list[int]]:
-    """Numbers as [first, last] of each row of neighbours."""
+    """Compress numbers to [first, last] pairs of consecutive ones."""
     rows: list[list[int]] = []
     for number in sorted(numbers):
         if rows and number == rows[-1][1] + 1:

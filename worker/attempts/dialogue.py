@@ -1,4 +1,4 @@
-"""Dialogue: what was said before a chat job, as the jobs that it continues have it."""
+"""Dialogue: the earlier turns of a chat job, read from the jobs that it continues."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,9 +9,9 @@ from sqlalchemy.orm import Session
 
 from db.encryption.key_ring import Unopenable
 from db.queries.jobs import dialogues
-from engine.protocol.messages import ChatTurn
+from engine.protocol.request import ChatTurn
 
-MAX_CHARACTERS = 4_000_000  # read of a dialogue; no model takes as much
+MAX_CHARACTERS = 4_000_000  # the most to read of a dialogue; no model takes more
 JOBS_READ = 100  # at once
 
 Messages: TypeAlias = tuple[ChatTurn, ...]
@@ -19,20 +19,20 @@ Messages: TypeAlias = tuple[ChatTurn, ...]
 
 @dataclass(frozen=True, slots=True)
 class Dialogue:
-    """The turns before a job, each a user's message with what answers it; the oldest first."""
+    """The turns before a job, oldest first, each a user's message with its answer."""
 
-    system: Messages = ()  # the newest that one of the jobs begins with
+    system: Messages = ()  # the newest system messages of the jobs
     turns: tuple[Messages, ...] = ()
-    num_unread: int = 0  # turns before these, of a dialogue that is longer than any prompt
+    num_unread: int = 0  # earlier turns that were not read, as no prompt could hold them
     characters_unread: int = 0
-    is_broken: bool = False  # a job of it is gone
+    is_broken: bool = False  # a job of the dialogue no longer exists
 
     @property
     def messages(self) -> Messages:
         return (*self.system, *(message for turn in self.turns for message in turn))
 
     def mapped(self, change: Callable[[str], str]) -> Self:
-        """The same dialogue with the content of each message changed."""
+        """Return the dialogue with the content of each message changed."""
 
         def of(messages: Messages) -> Messages:
             return tuple(replace(each, content=change(each.content)) for each in messages)
@@ -45,18 +45,18 @@ def messages_of(contract: Mapping[str, Any]) -> Messages:
 
 
 def split_system(messages: Messages) -> tuple[Messages, Messages]:
-    """The system's messages at the beginning, and what follows them."""
+    """Split the leading system messages from the rest."""
     num = next((at for at, each in enumerate(messages) if each.role != "system"), len(messages))
     return messages[:num], messages[num:]
 
 
 def turns_of(messages: Messages) -> tuple[Messages, ...]:
-    """The messages as turns, each of which begins with the user's."""
+    """Group messages into turns, each of which starts with a user's message."""
     starts = [at for at, each in enumerate(messages) if each.role == "user"]
     if not starts:
         return (messages,) if messages else ()
     ends = [*starts[1:], len(messages)]
-    # What stands before the first, an assistant's greeting say, belongs to it.
+    # Messages before the first user's, such as an assistant's greeting, belong to the first turn.
     return tuple(messages[start:end] for start, end in zip([0, *starts[1:]], ends, strict=True))
 
 
@@ -67,7 +67,7 @@ def num_characters(turns: Sequence[Messages]) -> int:
 def with_dialogues(
     session: Session, contracts: Mapping[UUID, dict[str, Any]]
 ) -> dict[UUID, dict[str, Any]]:
-    """The contracts, those that continue a job with the `dialogue` that they continue."""
+    """Add the `dialogue` to each contract that continues a job."""
     return {
         job_id: contract
         if (previous := contract.get("previous_job_id")) is None
@@ -77,8 +77,7 @@ def with_dialogues(
 
 
 def read_dialogue(session: Session, newest: UUID) -> Dialogue:
-    """The turns of a dialogue up to and with a job: all, or the last as far as any
-    prompt may go."""
+    """Read the turns up to and including a job: all, or the last that could fit a prompt."""
     jobs = session.execute(dialogues.chain(newest)).all()
     if not jobs or jobs[-1].previous_job_id is not None:
         return Dialogue(is_broken=True)
@@ -108,7 +107,7 @@ def read_dialogue(session: Session, newest: UUID) -> Dialogue:
 def _finished_turns(
     session: Session, job_ids: Sequence[UUID]
 ) -> Iterator[tuple[dict[str, Any] | None, str]]:
-    """The contract and output of each job, in this order; None for a job that is gone."""
+    """Yield the contract and output of each job, in order; None where they are gone."""
     for start in range(0, len(job_ids), JOBS_READ):
         chunk = job_ids[start : start + JOBS_READ]
         rows = {row.id: row for row in session.execute(dialogues.spoken(chunk))}

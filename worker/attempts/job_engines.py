@@ -1,16 +1,16 @@
-"""JobEngines: the engines of one attempt's requests, asked by way of the content cache."""
+"""JobEngines: the engines of one attempt's requests, behind the content cache."""
 
 from collections.abc import Callable, Iterable
 
 from db.outcome import Fence
-from engine.protocol.messages import Request
+from engine.protocol.request import Request
 from worker.attempts.step import PendingRequest
 from worker.cache.content_cache import ContentCache, Receive
 from worker.engines.engine_client import EngineClient
 
 
 class JobEngines:
-    """Knows the engine of each request: that of the job's model unless it names another."""
+    """Finds the engine of each request: that of its model, or of the job's model by default."""
 
     def __init__(
         self,
@@ -18,14 +18,14 @@ class JobEngines:
         client_of: Callable[[str], EngineClient | None],
         cache: ContentCache | None,
     ) -> None:
-        """client_of: the engine of another model; None where this worker does not serve it"""
+        """client_of: returns the engine of another model; None if this worker does not serve it"""
         self._client = client
         self._client_of = client_of
         self._cache = cache
         self._clients: dict[str, EngineClient | None] = {client.spec.alias: client}
 
     def engine_for(self, request: Request) -> EngineClient | None:
-        """The engine of the request's model; None where this worker does not serve it."""
+        """The engine of the request's model; None if this worker does not serve it."""
         if request.model is None:
             return self._client
         if request.model not in self._clients:

@@ -1,12 +1,12 @@
-"""The spans of one attempt: claim, recipe, its parts, the engine's requests, commit.
+"""JobTrace: the spans of one attempt.
 
     tidemill.claim
     tidemill.recipe
-        tidemill.part          a step of the recipe: requests that are made together
+        tidemill.part          a step of the recipe, with the requests that it makes
             tidemill.engine    one request
     tidemill.commit
 
-They hang on what the job's row keeps, so that an attempt after a crash is in the same trace.
+The job's row stores the trace id, so that an attempt after a crash is in the same trace.
 """
 
 from collections.abc import Iterable
@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from db.outcome import Outcome
-from engine.protocol.messages import Output, Request
+from engine.protocol.output import Output
+from engine.protocol.request import Request
 from tasks.tracing import context_of, own_traceparent, span_context
 
 if TYPE_CHECKING:
@@ -22,8 +23,10 @@ if TYPE_CHECKING:
 
 
 class JobTrace:
-    """The spans of an attempt. The thread that advances the attempt calls it; `ended` and
-    `committed` may come from any thread."""
+    """Records the spans of an attempt, on the thread that advances it.
+
+    `ended` and `committed` may be called from any thread.
+    """
 
     def __init__(self, tracer: "Tracer", traceparent: str | None, **attributes: Any) -> None:
         self._tracer = tracer
@@ -45,7 +48,7 @@ class JobTrace:
         claim_began_ns: int,
         **attributes: Any,
     ) -> "JobTrace":
-        """The trace of a job that was claimed just now."""
+        """Start the trace of a job that was just claimed."""
         parent = None if traceparent is None else own_traceparent(job_id, batch_id, traceparent)
         attributes["job_id"] = str(job_id)
         if batch_id is not None:
@@ -103,7 +106,7 @@ class JobTrace:
         span.end()
 
     def ended(self, outcome: Outcome) -> None:
-        """The attempt has its outcome, which is to be committed."""
+        """End the recipe's span and start that of the commit."""
         for span in (*self._requests.values(), self._part, self._recipe):
             if span is None:
                 continue
@@ -121,7 +124,7 @@ class JobTrace:
 
 
 def _fail(span: "Span", code: str) -> None:
-    """Records the error's code alone: its message may quote a user's text."""
+    """Record the error's code alone: its message may quote a user's text."""
     from opentelemetry.trace import StatusCode
 
     span.set_attribute("error.type", code)

@@ -1,1 +1,1 @@
-"""The cache: outputs that need not be computed, of earlier attempts and of equal requests."""
+"""Caches of model outputs: those of earlier attempts, and those of equal requests."""

@@ -1,18 +1,18 @@
-"""The content cache: requests that are equal are computed once.
+"""ContentCache: equal requests are computed once.
 
-    at the engine   whoever asks the same meanwhile waits for that output
-    in memory       what was answered lately, before the database has it
+    at the engine   an equal request waits for the running one's output
+    in memory       recent outputs, before the database has them
     for good        `cache_entries`: written by the committer, read by `worker.cache.output_reader`
 
-What must hold:
+Invariants:
 
-- A request that waits is sent itself if the one that it waits for fails, or drew what nobody
-  can draw again. So a failure is one job's alone, and nobody waits for ever: an engine client
-  owes every request an output.
-- A request whose job is given up goes on while others wait for it, and ends with the last.
-- An interactive request waits for interactive ones only, never behind the bulk lane.
-- An output is shared only if it would be the same again, and if the model that gave it is the
-  one that was asked: an engine that was started again may have loaded another.
+- A request that waits is sent itself if the running one fails, or samples without a seed. So a
+  failure affects one job only, and no request waits for ever, since an engine client returns an
+  output for every request.
+- If the job of a running request is given up, the request goes on as long as others wait for it.
+- An interactive request waits only for interactive ones, never for the bulk lane.
+- An output is shared only if it is reproducible and came from the model that was asked: after a
+  restart an engine may have loaded another.
 """
 
 import json
@@ -24,26 +24,27 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from db.outcome import Fence, FinishedRequest
-from engine.protocol.messages import Output, Request
+from engine.protocol.output import Output
+from engine.protocol.request import Request
 from worker.cache.content_key import ContentKey, SharingScope, samples
 from worker.cache.settings import CacheSettings
 from worker.engines.engine_client import EngineClient
 from worker.metrics.metrics import NO_METRICS, CacheResult, Metrics
 
-# Of the answers in memory, which are there until the database has them and a page that was
-# looked up before has gone: no longer, for what is erased from the database is to be gone.
+# The age of answers in memory. They bridge the time until the database has them and no older
+# look-up is running; they must not outlive an erasure from the database.
 MAX_RECENT_CHARACTERS = 16 * 2**20
 MAX_RECENT_SECONDS = 60.0
 
 
 class Receive(Protocol):
-    """Takes an output; is_shared: it was not computed for this request."""
+    """Takes an output. is_shared: whether it was computed for another request"""
 
     def __call__(self, output: Output, is_shared: bool = False) -> None: ...
 
 
 class Keep(Protocol):
-    """Takes what is to be written down; returns at once."""
+    """Takes an entry to be written to the database; returns at once."""
 
     def __call__(self, finished: FinishedRequest, /) -> None: ...
 
@@ -53,7 +54,7 @@ Keyed = tuple[Request, ContentKey | None]  # None: it shares nothing
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A request that an output is to answer, and for which attempt."""
+    """A request that waits for an output, and its attempt."""
 
     request: Request
     receive: Receive
@@ -62,21 +63,22 @@ class Waiting:
 
 @dataclass(slots=True)
 class Flight:
-    """A request at an engine, and the requests that its output answers, by id."""
+    """A request at an engine, and all requests that its output answers, by id."""
 
     leader: Request
     key: ContentKey
     client: EngineClient
-    is_shared: bool = True  # False: it answers its leader alone
+    is_shared: bool = True  # False: the output is for the leader only
     waiting: dict[int, Waiting] = field(default_factory=dict)
 
 
 class ContentCache:
-    """Stands between the attempts of a worker and its engine clients. Any thread may call it;
-    outputs are handed out while no lock is held.
+    """Sits between the attempts of a worker and its engine clients. Any thread may call it.
 
-    Always: every flight is in `_sent`; those that others may join are in `_open`, too; and
-    each request that a flight answers is in `_joined`, unless nobody wants it any more.
+    Outputs are handed out while no lock is held.
+
+    Always: every flight is in `_sent`; those that other requests may join are also in `_open`; each
+    request that waits for a flight is in `_joined`.
     """
 
     def __init__(
@@ -86,33 +88,35 @@ class ContentCache:
         metrics: Metrics = NO_METRICS,
         fingerprint: Callable[[bytes], bytes] | None = None,
     ) -> None:
-        """fingerprint: turns a digest into an HMAC under the key of the texts: a plain digest would
-        tell whether a guessed text was asked"""
+        """fingerprint: turns a digest into an HMAC under the encryption key; a plain digest would
+        show whether a guessed text was asked
+        """
         self._fingerprint = fingerprint
         self.settings = settings
         self._metrics = metrics
-        self.num_hits = 0  # answers that the database or memory had
-        self.num_shared = 0  # answers that were at the engine already, for another
+        self.num_hits = 0  # answers from the database or from memory
+        self.num_shared = 0  # answers of requests that were already running
         self._keep = keep
         self._recent_seconds = min(settings.ttl_seconds, MAX_RECENT_SECONDS)
-        # As an engine client's: a signal handler that gives jobs back may hold it already.
+        # Reentrant, as in the engine client: a signal handler that releases jobs may hold it
+        # already.
         self._lock = threading.RLock()
         self._open: dict[tuple[bytes, bool], Flight] = {}  # by key and whether interactive
         self._sent: dict[int, Flight] = {}  # by the id of the leader
-        self._joined: dict[int, Flight] = {}  # by the id of each that it answers
+        self._joined: dict[int, Flight] = {}  # by the id of each waiting request
         self._recent: OrderedDict[bytes, tuple[float, Output]] = OrderedDict()
         self._num_recent_characters = 0
-        self._samplers: set[bytes] = set()  # models that draw where nobody says so
-        self._used: set[bytes] = set()  # keys of the database's that were hit
+        self._samplers: set[bytes] = set()  # models that sample by default
+        self._used: set[bytes] = set()  # keys of database entries that were hit
 
     def sharing(self, tenant: str, has_seed: bool) -> SharingScope | None:
-        """The scope in which a job shares answers; None: the cache is switched off."""
+        """The scope in which a job shares answers; None if the cache is switched off."""
         if not self.settings.enabled:
             return None
         return SharingScope(None if self.settings.shared_between_tenants else tenant, has_seed)
 
     def key(self, request: Request, sharing: SharingScope, model: bytes) -> ContentKey | None:
-        """A request's key; None where its answer is not shared."""
+        """A request's key; None if its answer may not be shared."""
         draws = model in self._samplers and samples(request.params) is None
         if draws and not sharing.has_seed:
             return None
@@ -124,23 +128,23 @@ class ContentCache:
     def document_key(
         self, task: str, contract: Mapping[str, Any], sharing: SharingScope, model: bytes
     ) -> bytes:
-        """The key under which the keys of a job's requests are kept; see `document_digest`."""
+        """The key of the entry that lists the keys of a job's requests; see `document_digest`."""
         digest = sharing.document_digest(task, contract, model)
         return digest if self._fingerprint is None else self._fingerprint(digest)
 
     def remember_document(self, fence: Fence, key: bytes, tenant: str | None, parts: bytes) -> None:
-        """Keep the keys of a job's requests, joined."""
+        """Store the keys of a job's requests, concatenated."""
         self._keep(FinishedRequest(fence, key, tenant, parts))
 
     def needs_database(self, key: ContentKey, is_interactive: bool) -> bool:
-        """Whether only the database may know an answer: none is in memory, or on its way."""
+        """Whether an answer is neither in memory nor at the engine."""
         with self._lock:
             return self._find_recent(key) is None and self._flight(key, is_interactive) is None
 
     def read(
         self, client: EngineClient, request: Request, key: ContentKey, output: bytes
     ) -> Output | None:
-        """The stored output of a request; None where it cannot be read."""
+        """Parse the stored output of a request; None if it cannot be read."""
         try:
             cached = Output.from_json(json.loads(output))
         except (ValueError, TypeError, LookupError):
@@ -152,7 +156,7 @@ class ContentCache:
         return cached
 
     def take_used(self) -> list[bytes]:
-        """The keys of the database's entries that were used since the last call."""
+        """Take the keys of the database's entries that were used since the last call."""
         with self._lock:
             used, self._used = self._used, set()
         return sorted(used)
@@ -166,8 +170,8 @@ class ContentCache:
         requests: Sequence[Keyed],
         on_output: Receive,
     ) -> None:
-        """Have these answered, for an attempt. Some outputs may come before this returns."""
-        own: list[Request] = []  # that share nothing
+        """Answer an attempt's requests. Some outputs may arrive before this returns."""
+        own: list[Request] = []  # not shared
         leaders: list[Request] = []
         answered: list[Output] = []
         with self._lock:
@@ -195,7 +199,7 @@ class ContentCache:
             on_output(output, True)
 
     def cancel(self, client: EngineClient, request_ids: Iterable[int]) -> None:
-        """Withdraw requests; one that equal requests wait for goes on."""
+        """Cancel requests; one that equal requests wait for keeps running."""
         unwanted: dict[EngineClient, list[int]] = {}
         with self._lock:
             for request_id in request_ids:
@@ -205,7 +209,7 @@ class ContentCache:
                     continue
                 del flight.waiting[request_id]
                 if not flight.waiting:
-                    self._close(flight)  # whoever asks now must not join what is ending
+                    self._close(flight)  # a new request must not join a flight that is ending
                     unwanted.setdefault(flight.client, []).append(flight.leader.id)
         for its_client, ids in unwanted.items():
             its_client.cancel(ids)
@@ -234,7 +238,7 @@ class ContentCache:
     # --- outputs ---------------------------------------------------------------------------
 
     def _receive(self, output: Output) -> None:
-        """The output of a leader, on its client's reader thread."""
+        """Hand a leader's output to all waiting requests, on its client's reader thread."""
         again: list[Flight] = []
         with self._lock:
             flight = self._sent.pop(output.request_id)
@@ -261,7 +265,7 @@ class ContentCache:
             each.client.submit([each.leader], self._receive)
 
     def _may_share(self, flight: Flight, output: Output) -> bool:
-        """Whether the output answers everybody who asks the same."""
+        """Whether the output also answers the equal requests that wait."""
         if not flight.is_shared or output.failure is not None or not output.choices:
             return False
         if any(choice.finish_reason == "cancelled" for choice in output.choices):
@@ -272,10 +276,10 @@ class ContentCache:
         return flight.key.model == flight.client.model_digest
 
     def _without_leader(self, flight: Flight, *, has_failed: bool) -> list[Flight]:
-        """Let the waiting requests go on when their leader's answer is for its own job only.
+        """Let the waiting requests continue when their leader's output cannot be shared.
 
-        After a failure one of them leads and the others wait for it, so that what is fatal is
-        tried one at a time. Otherwise the output is one that nobody can share: all go alone.
+        After a failure one of them becomes the leader and the others wait for it, so that a fatal
+        request is tried only once at a time. Otherwise each runs on its own.
         """
         waiting = [each for each in flight.waiting.values() if each.request is not flight.leader]
         if not waiting:
@@ -301,7 +305,7 @@ class ContentCache:
         return entry[1]
 
     def forget_old(self) -> None:
-        """Drop the answers in memory that nobody is given any more."""
+        """Drop the answers in memory that are too old to be used."""
         with self._lock:
             while self._recent:
                 at, output = next(iter(self._recent.values()))  # the oldest
@@ -320,7 +324,7 @@ class ContentCache:
         while self._num_recent_characters > MAX_RECENT_CHARACTERS:
             _, (_, oldest) = self._recent.popitem(last=False)
             self._num_recent_characters -= num_characters(oldest)
-        # If its own job was given up, it is kept for one that waited.
+        # If the leader's job was given up, the entry belongs to a job that waited.
         answered = flight.waiting.get(flight.leader.id) or next(iter(flight.waiting.values()), None)
         if answered is not None:
             entry = FinishedRequest(
@@ -333,7 +337,7 @@ class ContentCache:
 
 
 def num_characters(output: Output) -> int:
-    """About as much memory as it takes."""
+    """The approximate memory of an output, in characters."""
     return 200 + sum(len(choice.text) for choice in output.choices)
 
 

@@ -1,9 +1,9 @@
-"""Content keys: digests of everything that decides a model's answer.
+"""Content keys: digests of everything that determines a model's answer.
 
-The request itself (task, text or messages, languages, every parameter), the version of the
-recipe that made it, and the model as it was loaded: checkpoint and revision, engine, device,
-type, library versions, prompt templates. The model card is taken whole, so that a setting which
-is added there counts from the first day.
+They cover the request (task, text or messages, languages, every parameter), the version of the
+recipe, and the model as it was loaded: checkpoint and revision, engine, device, type, library
+versions, prompt templates. The whole model card is included, so that a setting that is added to it
+later counts at once.
 """
 
 import hashlib
@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from engine.protocol.engine_spec import EngineSpec
-from engine.protocol.messages import ModelCard, Params, Request
+from engine.protocol.model_card import ModelCard
+from engine.protocol.request import Request
+from engine.protocol.sampling_params import SamplingParams
 from engine.protocol.task_names import TaskName
 from worker.recipes.versions import RECIPE_VERSIONS
 
-# How much is computed at once, and where: it changes no answer.
+# Settings of batch sizes and devices, which change no answer.
 WITHOUT_EFFECT = frozenset(
     {
         "cpu_kernels", "gpu_memory_utilization", "kv_cache", "max_cache_tokens", "max_held",
@@ -28,7 +30,7 @@ WITHOUT_EFFECT = frozenset(
 
 
 def model_digest(spec: EngineSpec, card: ModelCard) -> bytes:
-    """The digest of a model as it was loaded."""
+    """The digest of a loaded model."""
     settings = {name: value for name, value in spec.to_json().items() if name not in WITHOUT_EFFECT}
     loaded = card.to_json()
     for each in (settings, loaded):  # replicas on two GPUs answer alike
@@ -38,7 +40,7 @@ def model_digest(spec: EngineSpec, card: ModelCard) -> bytes:
 
 
 def request_digest(request: Request, model: bytes, *, with_seed: bool = True) -> bytes:
-    """The digest of a request to a model; model: the model's digest."""
+    """The digest of a request to a model. model: the model's digest"""
     fields = request.to_json()
     del fields["id"]
     fields.pop("is_interactive", None)
@@ -51,17 +53,17 @@ def request_digest(request: Request, model: bytes, *, with_seed: bool = True) ->
 
 @dataclass(frozen=True, slots=True)
 class SharingScope:
-    """The jobs that one shares answers with."""
+    """The set of jobs that share answers with each other."""
 
     tenant: str | None  # None: with everybody
-    has_seed: bool  # the job names one: a sample can be drawn again
+    has_seed: bool  # the job names a seed, so that its samples are reproducible
 
     def key(self, request: Request, model: bytes) -> "ContentKey | None":
-        """The key of a request's answer; None where it may not be shared.
+        """The key of a request's answer; None if it may not be shared.
 
-        A greedy or beam answer depends on no seed, so one that the worker gave the job does
-        not count. Whether a job samples that does not say so is the checkpoint's to say: its
-        output tells.
+        A greedy or beam answer does not depend on the seed, so a seed that the worker chose is left
+        out of the key. If a job does not say whether it samples, the checkpoint decides; the output
+        then tells.
         """
         if request.is_measured or (samples(request.params) and not self.has_seed):
             return None
@@ -70,10 +72,10 @@ class SharingScope:
         return ContentKey(digest, model, self)
 
     def document_digest(self, task: str, contract: Mapping[str, Any], model: bytes) -> bytes:
-        """The digest of a whole job, under which the keys of its requests are kept.
+        """The digest of a whole job, under which the keys of its requests are stored.
 
-        For whoever cannot know how a document is cut, as only the engine can, and asks whether
-        all of it was answered before.
+        Only the engine can split a document. An estimate uses this entry to find out whether all
+        parts were answered before.
         """
         digest = hashlib.sha256(b"document\0" + self._scope + b"\0" + model)
         digest.update(_json([RECIPE_VERSIONS[cast(TaskName, task)], task, dict(contract)]))
@@ -86,15 +88,15 @@ class SharingScope:
 
 @dataclass(frozen=True, slots=True)
 class ContentKey:
-    """The key that an answer is stored under, and what the key was made from."""
+    """The key of a stored answer, and the values that it was computed from."""
 
     digest: bytes
-    model: bytes  # the digest of the model that was to answer
+    model: bytes  # the digest of the requested model
     sharing: SharingScope
 
 
-def samples(params: Params) -> bool | None:
-    """Whether a request draws; None: as the checkpoint does by itself."""
+def samples(params: SamplingParams) -> bool | None:
+    """Whether a request samples; None: the checkpoint decides."""
     if params.do_sample is not None:
         return params.do_sample
     if params.temperature is not None:
@@ -102,7 +104,7 @@ def samples(params: Params) -> bool | None:
     return True if params.top_k is not None or params.top_p is not None else None
 
 
-# Made once: json.dumps makes one of each call that has options.
+# Built once: json.dumps builds an encoder in each call with options.
 _encode = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
 

@@ -1,7 +1,7 @@
-"""Reads what need not be computed: segments of earlier attempts, and the content cache.
+"""OutputReader: reads stored outputs, those of earlier attempts and of the content cache.
 
-A page of requests is looked up at once, and pages that wait together are read in one
-statement: the jobs of a message cost one, however many they are.
+A page of requests is looked up at once, and waiting pages are read in one statement, so the jobs of
+a message cost one statement together.
 """
 
 import logging
@@ -31,7 +31,7 @@ MAX_PAGES = 512  # read together
 
 @dataclass(frozen=True, slots=True)
 class StoredOutputs:
-    """The outputs that the database holds for a page."""
+    """The stored outputs for one page."""
 
     segments: Mapping[int, dict[str, Any]] = field(default_factory=dict)  # by position
     outputs: Mapping[bytes, bytes] = field(default_factory=dict)  # by key of the content cache
@@ -39,7 +39,7 @@ class StoredOutputs:
 
 @dataclass(frozen=True, slots=True)
 class RequestPage:
-    """Requests of a job, in order, and who waits for what is kept of them."""
+    """Requests of a job, in order, and the callback for their stored outputs."""
 
     job_id: UUID
     positions: range  # whose segments are read; empty where there can be none
@@ -48,11 +48,10 @@ class RequestPage:
 
 
 class OutputReader:
-    """A thread with a session of its own, so that no thread that advances a job waits for the
-    database."""
+    """A thread with its own session, so that advancing a job never waits for the database."""
 
     def __init__(self, database: Database, ttl_seconds: float) -> None:
-        """ttl_seconds: an entry of the content cache that is older is none"""
+        """ttl_seconds: older entries of the content cache are ignored"""
         self._database = database
         self._ttl_seconds = ttl_seconds
         self._pages: deque[RequestPage] = deque()
@@ -66,7 +65,7 @@ class OutputReader:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread; pages that wait are left."""
+        """End the thread; waiting pages are dropped."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
@@ -74,7 +73,7 @@ class OutputReader:
             self._thread.join()
 
     def look_up(self, page: RequestPage) -> None:
-        """Read a page, and call its `on_read` on another thread."""
+        """Read a page, and call its `on_read` on the reader's thread."""
         with self._changed:
             self._pages.append(page)
             if not self._num_holds:
@@ -82,7 +81,7 @@ class OutputReader:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Pages that are looked up within are read at its end, all in one."""
+        """Read all pages that are looked up within this context in one statement, at its end."""
         with self._changed:
             self._num_holds += 1
         try:
@@ -106,20 +105,19 @@ class OutputReader:
             return [self._pages.popleft() for _ in range(min(len(self._pages), MAX_PAGES))]
 
     def _read_until_done(self, pages: Sequence[RequestPage]) -> list[StoredOutputs]:
-        """The stored outputs of each page, tried until it succeeds; nothing when it is
-        time to end."""
+        """The stored outputs of each page, retried until read; empty when the thread must end."""
         num_failures = 0
         while True:
             try:
                 stored = self._read(pages)
             except Unopenable:
-                # Somebody changed it in the database. It only saves work: go on without.
+                # Tampered with in the database. Segments only save work, so go on without it.
                 log.error("what is kept does not open", extra={"num_pages": len(pages)})
                 return [StoredOutputs()] * len(pages)
-            except Exception as error:  # whatever it is: this thread may not die
+            except Exception as error:  # any error: this thread must not die
                 self._away.began(error)
                 if not any(page.positions for page in pages):
-                    # Only to save work, and without it nothing is wrong.
+                    # Stored outputs only save work, so go on without them.
                     return [StoredOutputs()] * len(pages)
                 num_failures += 1
                 pause = backoff_seconds(num_failures, FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS)

@@ -1,24 +1,30 @@
-"""Segments: the outputs of a job's requests as they are kept between its attempts.
+"""Segments: the outputs of a job's requests, stored between its attempts.
 
-A recipe is run again from its beginning and asks for the same in the same order, so the
-place of a request is its key. The digest says whether it is the same: another model, or
-another version of a recipe, computes anew.
+A recipe is run again from its beginning and makes the same requests in the same order, so a
+request's position is its key. The stored digest is compared, so that another model or another
+version of the recipe computes the request again.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-from engine.protocol.messages import ModelCard, Output, Request
+from engine.protocol.model_card import ModelCard
+from engine.protocol.output import Output
+from engine.protocol.request import Request
 from worker.cache.content_key import request_digest
 
-# Where it is kept what the placeholders of a masked job stand for: behind any request.
+# The position of a masked job's placeholders, after that of any request.
 PLACEHOLDERS = 2_000_000_000
 
 
 def segment_of(
     request: Request, output: Output, model: bytes, card: ModelCard, *, is_cached: bool = False
 ) -> dict[str, Any]:
-    """An output as it is stored; model: its digest, card: its card."""
+    """An output in its stored form.
+
+    model: the model's digest
+    card:  the model's card
+    """
     segment: dict[str, Any] = {
         "digest": request_digest(request, model).hex(),
         "output": output.to_json(),
@@ -26,7 +32,7 @@ def segment_of(
     if is_cached:
         segment["cached"] = True
     if request.model is not None:
-        # Of several models: who takes the job up next may not have this one.
+        # With several models the next worker may not serve this one.
         segment |= {"model": identity(card), "model_digest": model.hex()}
     return segment
 
@@ -34,9 +40,9 @@ def segment_of(
 def finished_output(
     segment: Mapping[str, Any] | None, request: Request, model: bytes | None
 ) -> Output | None:
-    """The output that was kept for this very request, if there is one.
+    """The stored output of this request; None if there is none or it is of another request.
 
-    model: the digest of the one that would answer it; None where it is another worker's
+    model: the digest of the request's model; None if another worker serves it
     """
     if segment is None:
         return None
@@ -48,10 +54,10 @@ def finished_output(
 
 
 def is_cached(segment: Mapping[str, Any]) -> bool:
-    """Whether it was computed for another job."""
+    """Whether the segment was computed for another job."""
     return bool(segment.get("cached"))
 
 
 def identity(card: ModelCard) -> dict[str, Any]:
-    """The part of a model's card that the result of a job with several models names."""
+    """The part of a model card that is kept in the result of a job with several models."""
     return {name: getattr(card, name) for name in ("checkpoint", "revision", "engine", "dtype")}

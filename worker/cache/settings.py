@@ -37,7 +37,7 @@ class CacheSettings:
 
     @classmethod
     def of(cls, table: Mapping[str, Any]) -> Self:
-        """Read the table; raises SettingsError naming the setting and the fault."""
+        """Read the table; raises SettingsError with the name of a faulty setting."""
         if not isinstance(table, Mapping):
             raise SettingsError("cache is not a table; write [cache]")
         types = {field.name: field.type for field in fields(cls)}

@@ -1,4 +1,4 @@
-"""Keeps the content cache within its bounds: what is too old goes, and what was unused longest."""
+"""CacheUpkeep: removes expired and least recently used entries of the content cache."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -15,23 +15,23 @@ log = logging.getLogger(__name__)
 
 TICK_SECONDS = 60.0
 REST_SECONDS = 1.0  # least time between two ticks
-TOUCH_SECONDS = 3600.0  # how exactly it is known when an entry was used
-SHARE = 100  # after so much of the bound was written, it is looked whether it holds
+TOUCH_SECONDS = 3600.0  # the resolution of the time of use
+SHARE = 100  # the bound is checked after one part in so many of it was written
 BATCH = 256  # entries of one transaction
 LEADERSHIP = "cache"
 LEAD_SECONDS = 60.0
 
 
 class CacheUpkeep:
-    """A thread of its own, in every worker; of those that would remove entries one at a time does.
+    """A thread in every worker; one worker at a time removes entries.
 
-    The bound holds but for what workers write until the next look: a hundredth of it each.
+    The bound is exceeded by at most what workers write before the next check: a hundredth each.
     """
 
     def __init__(
         self, database: Database, owner: str, cache: ContentCache, num_written: Callable[[], int]
     ) -> None:
-        """num_written: bytes that this worker has added so far"""
+        """num_written: returns the bytes that this worker has written so far"""
         self._database = database
         self._owner = owner
         self._cache = cache
@@ -49,7 +49,7 @@ class CacheUpkeep:
         self._thread.stop()
 
     def notice(self) -> None:
-        """Look soon, if enough was written since the last look."""
+        """Check soon, if enough was written since the last check."""
         if self._num_written() - self._num_written_before > self._settings.max_bytes // SHARE:
             self._thread.wake()
 
@@ -65,13 +65,13 @@ class CacheUpkeep:
                 self._resign()
 
     def trim(self) -> int:
-        """Remove what is too old or too much; returns how many entries."""
+        """Remove expired entries and those beyond the bound; returns how many."""
         num_removed = 0
         while keys := self._expired():
             removed = self._forget(keys)
             num_removed += removed
             if not removed:
-                break  # others are at them
+                break  # another transaction has locked them
         excess = self._excess_bytes()
         while excess > 0:
             entries = self._oldest(excess)
@@ -99,7 +99,7 @@ class CacheUpkeep:
             return (session.scalar(cache_queries.total_bytes()) or 0) - self._settings.max_bytes
 
     def _oldest(self, num_bytes: int) -> dict[bytes, int]:
-        """Entries that were unused longest, with their bytes: enough of them, or a batch."""
+        """The least recently used entries with their sizes: `num_bytes` of them, or one batch."""
         entries: dict[bytes, int] = {}
         with self._database.read() as session:
             for key, size in session.execute(cache_queries.least_recently_used(BATCH)):

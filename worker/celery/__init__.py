@@ -1,1 +1,1 @@
-"""The seam to Celery: the pool, the task, and the mends of kombu. Nothing else knows Celery."""
+"""The seam to Celery: the pool, the task and fixes for kombu. Only this package knows Celery."""

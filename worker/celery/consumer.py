@@ -1,8 +1,8 @@
-"""Celery's consumer, which no message ends.
+"""Consumer: a Celery consumer that survives every message.
 
-Celery logs what it cannot take, contents and all, and deletes it; what it did not foresee
-ends the worker, and the message goes back to wait for the next. Here all of it is set aside.
-It is chosen with Celery's own setting `worker_consumer`.
+Celery logs a message that it cannot handle, with its contents, and deletes it. An error that it did
+not foresee ends the worker, and the message waits for the next one. This consumer puts all such
+messages into the quarantine. It is chosen with Celery's own setting `worker_consumer`.
 """
 
 import logging
@@ -37,7 +37,7 @@ BROKER_ERRORS = (
 
 
 class Consumer(CeleryConsumer):
-    """Hands to Celery what was checked; what Celery refuses all the same is set aside."""
+    """Passes valid messages to Celery; one that Celery still refuses is quarantined."""
 
     def create_task_handler(self, promise: Any = promise) -> Callable[[Any], Any]:
         take = super().create_task_handler(promise)
@@ -69,7 +69,8 @@ class Consumer(CeleryConsumer):
         self._set_aside(message, _unexpected(message, Reason.BAD_HEADERS))
 
     def _set_aside(self, message: Any, fault: Malformed) -> None:
-        # Set aside first: what dies in between is delivered again, and set aside twice.
+        # Quarantined before the ack: after a death in between it is delivered and quarantined
+        # again.
         quarantine.set_aside(
             _client(message), quarantine.message_of(fault, _queue(message), _raw(message))
         )
@@ -79,7 +80,7 @@ class Consumer(CeleryConsumer):
 
 @signals.task_revoked.connect
 def keep_what_was_revoked(sender: Any, request: Any, terminated: bool, **_: Any) -> None:
-    """A contract that was revoked before it was taken is a cancelled job, not nothing."""
+    """Store a contract that was revoked before it was taken as a cancelled job."""
     if terminated or sender.name not in CONTRACTS:
         return
     body = dumps([request.args, request.kwargs, {}]).encode()
@@ -107,7 +108,7 @@ def _unexpected(message: Any, reason: Reason) -> Malformed:
 
 
 def _client(message: Any) -> Any:
-    """redis-py's client of the channel that a message came by; None: that is not Redis."""
+    """The redis-py client of the channel that delivered a message; None for other brokers."""
     # Not `channel.client`: on its connection the channel waits for the next message.
     create = getattr(message.channel, "_create_client", None)
     return create() if create is not None else None
@@ -118,7 +119,7 @@ def _queue(message: Any) -> str:
 
 
 def _raw(message: Any) -> bytes:
-    """The message as an entry of a queue, so that it can be put back into one."""
+    """The message as a queue entry, which can be put back into a queue."""
     raw = getattr(message, "_raw", None)
     if raw is not None:
         return str(dumps(raw)).encode()

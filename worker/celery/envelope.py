@@ -1,8 +1,8 @@
-"""Envelopes: entries of a Redis queue, read without trusting their content.
+"""Envelope: an entry of a Redis queue, parsed without trusting its content.
 
-A producer's library writes it, or a stranger's hand. Only what is checked here goes on to
-kombu and Celery, in an envelope made anew: they look into every field without asking what
-it is, and one that is missing, or of another type, would end the worker.
+An entry comes from a producer's library, or from anyone with access. kombu and Celery read every
+field without checking its type, so a missing field or one of another type would end the worker.
+They get only checked fields, in a new envelope.
 """
 
 import base64
@@ -17,12 +17,12 @@ from kombu.utils.json import dumps, loads
 
 from tasks.quarantine import Reason
 
-# The longest text there may be is four million characters. As JSON in base64 they are
-# 64 MiB when each is escaped, and a tenth of it as producers write them.
+# The longest allowed text has four million characters. As JSON in base64 that is 64 MiB if each
+# character is escaped, and usually a tenth of it.
 MAX_BYTES = 64 * 2**20
-# Of an envelope as it is written down until it is acked. It may be a third longer than the
-# entry, or a thousand times when that is compressed, and Redis may take no value beyond 64 MiB:
-# it would hang up, and the message, which is off its list by then, be gone.
+# The size of an envelope as kombu stores it until it is acked. It may be a third longer than the
+# entry, or a thousand times if the entry is compressed. Redis may refuse a value beyond 64 MiB and
+# close the connection; the message, already off its list, would be lost.
 MAX_KEPT_BYTES = MAX_BYTES - 64 * 2**10
 MAX_NAME = 1024
 
@@ -30,7 +30,7 @@ Envelope = dict[str, Any]
 
 
 class Malformed(Exception):
-    """A message that cannot be taken, and what of it could be read all the same."""
+    """A message that cannot be taken, with whatever could be read of it."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class Malformed(Exception):
 
 
 def read(entry: bytes, queue: str) -> Envelope:
-    """The envelope of an entry of a queue, safe to hand on; raises Malformed."""
+    """Parse a queue entry into a valid envelope; raises Malformed."""
     if len(entry) > MAX_BYTES:
         raise Malformed(Reason.TOO_LARGE)
     try:
@@ -58,7 +58,7 @@ def read(entry: bytes, queue: str) -> Envelope:
 
 
 def checked(message: Any, queue: str) -> Envelope:
-    """The same of an entry that was read already."""
+    """Validate an entry that is already parsed; raises Malformed."""
     if not isinstance(message, dict):
         raise Malformed(Reason.NOT_AN_ENVELOPE)
     headers, properties = message.get("headers"), message.get("properties")
@@ -73,7 +73,7 @@ def checked(message: Any, queue: str) -> Envelope:
         raise Malformed(Reason.BAD_HEADERS, *message_identity)
     try:
         body = _body(message.get("body"), properties.get("body_encoding"), headers)
-        num_bytes = len(body) + len(dumps(headers).encode())  # written down until it is acked
+        num_bytes = len(body) + len(dumps(headers).encode())  # as stored until it is acked
     except (Malformed, ValueError, TypeError, RecursionError, MemoryError) as error:
         reason = error.reason if isinstance(error, Malformed) else Reason.BAD_BODY
         raise Malformed(reason, *message_identity) from None
@@ -88,8 +88,8 @@ def checked(message: Any, queue: str) -> Envelope:
             "correlation_id": _name(properties.get("correlation_id")),
             "reply_to": _name(properties.get("reply_to")),
             "delivery_mode": 2,
-            # Where it goes if it is given back: to where it was. What it says of itself may
-            # be no queue of ours, and it would be gone.
+            # The queue that it returns to if it is restored. The queue that it names may not be
+            # ours, and the message would be lost.
             "delivery_info": {
                 "exchange": "",
                 "routing_key": queue,
@@ -97,14 +97,14 @@ def checked(message: Any, queue: str) -> Envelope:
             },
             "priority": _priority(properties.get("priority")),
             "body_encoding": "base64",
-            # Its own may be another's too, and the one would be acked with the other.
+            # A new tag: its own may equal another message's, and acking one would ack both.
             "delivery_tag": str(uuid4()),
         },
     }
 
 
 def identity(headers: Any, properties: Any) -> tuple[str | None, str | None, str | None]:
-    """The (id, task, origin) that a message names, wherever they can be read."""
+    """The (id, task, origin) that a message names; each is None if it cannot be read."""
     headers = headers if isinstance(headers, dict) else {}
     properties = properties if isinstance(properties, dict) else {}
     message_id = _id(headers.get("id")) or _id(properties.get("correlation_id"))
@@ -112,7 +112,7 @@ def identity(headers: Any, properties: Any) -> tuple[str | None, str | None, str
 
 
 def _body(body: Any, encoding: Any, headers: dict[str, Any]) -> str:
-    """The body in base64, not compressed."""
+    """The body in base64, decompressed."""
     if not isinstance(body, str):
         raise Malformed(Reason.BAD_BODY)
     if encoding is None or (isinstance(encoding, str) and encoding.lower() in ("utf-8", "utf8")):
@@ -130,8 +130,10 @@ def _body(body: Any, encoding: Any, headers: dict[str, Any]) -> str:
 
 
 def _decompressed(body: bytes, compression: Any) -> bytes:
-    """The body, decompressed as kombu does it, but never more than a message may be: a megabyte can
-    hold a thousand."""
+    """Decompress the body like kombu, up to the size limit of a message.
+
+    A compressed megabyte can expand to a thousand.
+    """
     try:
         match compression:
             case "application/x-gzip" | "gzip" | "zlib":
@@ -156,7 +158,7 @@ def _id(value: Any) -> str | None:
 
 
 def _name(value: Any) -> str | None:
-    """A short text of whole characters; None: it is none."""
+    """The value if it is a short text without lone surrogates; else None."""
     if not isinstance(value, str) or len(value) > MAX_NAME:
         return None
     return value.encode(errors="replace").decode()

@@ -1,11 +1,10 @@
-"""The worker's log: events with fields, and no text of a message in any of them.
+"""The worker's log: events with fields, and never any text of a message.
 
-Celery, kombu and the others log what they stumble over, and that is often a user's text: an
-argument, a header, a name, an error's words, a whole message. So of what libraries log only
-the words that stand in their own code are shown, with numbers; texts only where it is known
-that they are a node's, an address's or a connection's. It is done where a record is made, so
-that it holds for every handler and level. Of an error the type and the place are shown,
-whoever logs it.
+Celery, kombu and other libraries log the data that they fail on, often a user's text: an argument,
+a header, a name, an error message, a whole message. So of a library's log line only the constant
+words of its own code and numbers are shown; texts only if they are known to be a node, an address
+or a connection. This is done when a record is created, so it holds for every handler and level. Of
+an error only the type and the place are shown, whoever logs it.
 """
 
 import faulthandler
@@ -43,11 +42,11 @@ from tasks.errors import SettingsError
 from worker.settings import Settings
 
 OURS = ("tasks", "worker", "db", "cli", "tests")
-# Such a line is written so often a minute at most: what waits may wait for days.
+# The most times a minute that such a line is logged: a message may wait for days.
 MAX_LINES = 3
 WINDOW_SECONDS = 60.0
 
-# What other libraries say at INFO of their own doings.
+# Loggers of other libraries that report their own activity at INFO.
 QUIET = ("alembic", "celery.app.trace", "celery.worker.strategy")
 
 # Templates whose texts are names of nodes, addresses without passwords, and times.
@@ -80,7 +79,7 @@ SHOWN_FIELDS = ("name", "id", "runtime", "description")  # of Celery's Task %(na
 
 
 class Discreet:
-    """A factory of log records that hold nothing of a message."""
+    """A factory of log records without any text of a message."""
 
     def __init__(self, make: Any) -> None:
         self._make = make
@@ -107,7 +106,7 @@ class Discreet:
             record = self._make(name, level, path, line, text, (), None, *more, **fields)
             record.is_foreign = True
             record.is_repeated = not self._is_due((name, line))
-        # Not that of a cause: that is where the words are.
+        # Without the cause, whose message may quote a text.
         record.where = error_location(error) if error is not None else None
         return record  # type: ignore[no-any-return]
 
@@ -122,21 +121,21 @@ class Discreet:
 
 
 class Formatter(EventFormatter):
-    """Events of our own with their fields; of libraries the line, and where its error arose."""
+    """Formats our events with their fields, and a library's line with the place of its error."""
 
     def format(self, record: logging.LogRecord) -> str:
         return super().format(shown(record))
 
 
 class JsonLines(JsonFormatter):
-    """The same, each as one JSON object."""
+    """Formats the same records as JSON, one object a line."""
 
     def format(self, record: logging.LogRecord) -> str:
         return super().format(shown(record))
 
 
 def shown(record: logging.LogRecord) -> logging.LogRecord:
-    """A copy with those fields that are an event's."""
+    """Copy a record with only the fields that belong to an event."""
     place = getattr(record, "where", None)
     copied = copy(record)
     for name in ("where", "is_foreign", "is_repeated"):
@@ -157,7 +156,7 @@ def is_ours(name: str) -> bool:
 
 
 def discreet(message: Any, args: Any) -> str:
-    """A line of a library's, without what may be of a message; empty if nothing is known of it."""
+    """Remove from a library's line all that may come from a message; may return an empty text."""
     if not isinstance(message, str):
         return ""
     if not args:
@@ -191,7 +190,7 @@ def _shown(value: Any, is_known: bool = False) -> Any:
 
 
 class _Word(str):
-    """A word that is written without quotes, whether a template says %s or %r."""
+    """A text that is formatted without quotes by both %s and %r."""
 
     def __repr__(self) -> str:
         return str(self)
@@ -202,8 +201,10 @@ def is_no_repetition(record: logging.LogRecord) -> bool:
 
 
 def is_no_rejection(record: logging.LogRecord) -> bool:
-    """A message that waits for the database is given back again and again; that is logged once,
-    by those who wait."""
+    """Whether to keep a record: all but Celery's lines on messages that wait for the database.
+
+    Such a message is put back again and again; the outage itself is logged once.
+    """
     args = getattr(record, "data", None)
     vars(record).pop("data", None)  # of Celery's own: the arguments
     return not (isinstance(args, dict) and args.get("description") == "rejected")
@@ -213,7 +214,7 @@ def is_no_rejection(record: logging.LogRecord) -> bool:
 @after_setup_task_logger.connect
 def show_fields(logger: logging.Logger, **_: Any) -> None:
     if not isinstance(logging.getLogRecordFactory(), Discreet):
-        # Else a handler that fails prints the record, and where it was.
+        # Otherwise a failing handler prints the record with its stack.
         logging.raiseExceptions = False
         logging.setLogRecordFactory(Discreet(logging.getLogRecordFactory()))
         _log_what_nobody_catches()
@@ -228,18 +229,18 @@ def show_fields(logger: logging.Logger, **_: Any) -> None:
 
 
 def _wants_json() -> bool:
-    """Whether the log is configured as JSON; then the engines log JSON too."""
+    """Whether the log is configured as JSON; the engines then log JSON too."""
     try:
         settings = Settings.from_environment(places.catalog().worker, os.environ)
     except SettingsError:
-        return is_json()  # whoever starts the worker says what is wrong
+        return is_json()  # the worker's start reports the fault
     os.environ[LOG_FORMAT_VARIABLE] = settings.log_format
     return settings.log_format == "json"
 
 
 @celeryd_init.connect
 def print_nothing_beside_the_log(instance: Any, **_: Any) -> None:
-    """Celery's banner and farewell, and warnings of Python, where each line is an object."""
+    """Silence Celery's banner and farewell and Python's warnings under JSON logs."""
     if _wants_json():
         instance.quiet = True
         celery_worker.safe_say = lambda message, to=None: _write_line("INFO", message.strip())
@@ -254,13 +255,15 @@ def _write_warning(
     file: Any = None,
     line: Any = None,
 ) -> None:
-    # Not its words, which may be anybody's.
+    # Without its message, which may quote a text.
     _write_line("WARNING", "python warns", kind=category.__name__, at=f"{filename}:{lineno}")
 
 
 def _write_line(level: str, event: str, **fields: str) -> None:
-    """Past the log's handlers: before there are any, and in a signal handler, which may have
-    interrupted one that holds its lock."""
+    """Write a line past the log's handlers.
+
+    For use before there are any, and in a signal handler that may have interrupted one.
+    """
     record = {"created": time.time(), "name": "celery", "levelname": level, "msg": event}
     line = JsonLines().format(logging.makeLogRecord({**record, **fields}))
     with suppress(OSError):
@@ -269,20 +272,19 @@ def _write_line(level: str, event: str, **fields: str) -> None:
 
 @worker_ready.connect
 def show_stacks_without_locals(**_: Any) -> None:
-    """Let SIGUSR1 write where each thread stands; Celery's own handler writes variables too,
-    and those hold users' texts."""
-    # In Python, when no other thread runs: faulthandler's own handler reads their frames while they
-    # change, and a worker died of it now and then.
+    """Let SIGUSR1 write each thread's stack. Celery's own handler also writes variables."""
+    # A Python handler, which runs while no other thread does. faulthandler's own handler reads
+    # frames while they change, and sometimes crashed a worker.
     signal.signal(signal.SIGUSR1, _write_stacks)
 
 
 def _write_stacks(*_: Any) -> None:
-    # By its number, for Celery puts a log in the place of `sys.stderr`.
+    # By its descriptor, since Celery replaces `sys.stderr` by a log.
     faulthandler.dump_traceback(file=2, all_threads=True)
 
 
 def _log_what_nobody_catches() -> None:
-    """Python would print it, words and all."""
+    """Log uncaught exceptions by type and place; Python would print their messages."""
     log = logging.getLogger(__name__)
 
     def in_a_thread(args: threading.ExceptHookArgs) -> None:

@@ -1,9 +1,7 @@
-"""EnginePool: the Celery pool that hands messages to a Worker. The only file that knows
-Celery's consumer.
+"""EnginePool: the Celery pool that passes messages to a Worker.
 
-Celery's threads pool lacks time limits, terminate and a cold stop; this one
-has them, and no thread waits for a job. Celery's own callbacks, called after
-the commit, do the acking on Celery's thread.
+Celery's thread pool lacks time limits, terminate and a cold stop. This pool has them, and no thread
+waits for a job. Celery's own callbacks, called after the commit, ack on Celery's thread.
 """
 
 import logging
@@ -41,9 +39,9 @@ MAX_IDS = 4096  # of one message: a statement of the database takes no more
 
 
 class Handle:
-    """A message on its way, which ends once: settled, terminated by Celery, or past its limit.
+    """A message in progress. It ends once: settled, terminated by Celery, or past its limit.
 
-    It stands in for the pool's result; Celery's `terminate` and `cancel` end here.
+    It replaces the pool's result object; Celery calls its `terminate` and `cancel`.
     """
 
     def __init__(self, terminate: Callable[[], None]) -> None:
@@ -56,7 +54,7 @@ class Handle:
         self._terminate()
 
     def limit(self, seconds: float, on_timeout: Callable[[], None]) -> None:
-        """Call `on_timeout` after so long, unless the message has ended by then."""
+        """Call `on_timeout` after so many seconds, unless the message has ended by then."""
         timer = threading.Timer(seconds, on_timeout)
         timer.daemon = True
         with self._lock:
@@ -65,7 +63,7 @@ class Handle:
                 timer.start()
 
     def end(self) -> bool:
-        """Whether this call is the first, whichever thread calls; ends the timer's thread."""
+        """End the message and its timer. Returns whether this call, of any thread, is the first."""
         with self._lock:
             is_first, self._has_ended = not self._has_ended, True
             if self._timer is not None:
@@ -74,7 +72,7 @@ class Handle:
 
 
 class EnginePool(TaskPool):
-    """Runs `tasks.run_jobs` on the engines, and every other task in a thread."""
+    """Runs `tasks.run_jobs` on the engines, and any other task in a thread."""
 
     worker: Worker
 
@@ -84,7 +82,7 @@ class EnginePool(TaskPool):
         self._handles: set[Handle] = set()
 
     def on_start(self) -> None:
-        """Load the models, before anything is consumed."""
+        """Load the models before anything is consumed."""
         redis_channel.mend()
         try:
             self.worker = Worker.from_configuration(on_consumer_stalled=self._end_stalled)
@@ -125,7 +123,7 @@ class EnginePool(TaskPool):
                 callback((0, None, monotonic() - started_at))
 
         def terminated() -> None:
-            """Give the jobs back; the message too, for nothing was promised yet."""
+            """Release the jobs and put the message back, since nothing has been acked yet."""
             self.worker.release(delivery)
             if ends():
                 error_callback(_rejection())
@@ -145,7 +143,7 @@ class EnginePool(TaskPool):
         return handle
 
     def terminate_job(self, pid: int, signal: int | None = None) -> None:
-        """Does nothing: Celery also calls the handle, which knows its jobs."""
+        """Do nothing: Celery also calls the handle, which knows its jobs."""
 
     def on_stop(self) -> None:
         if self._stopped.is_set():
@@ -153,7 +151,7 @@ class EnginePool(TaskPool):
         self._stopped.set()
         if state.should_terminate:
             self.worker.stop_now()
-        # Celery may be in a handler of its own now, and would take no further signal.
+        # Celery may be inside its own handler now, and would ignore further signals.
         for number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT):
             signal.signal(number, lambda *_: self.worker.stop_now())
         self.worker.drain(self.worker.settings.drain_seconds)
@@ -161,12 +159,14 @@ class EnginePool(TaskPool):
         super().on_stop()
 
     def register_with_event_loop(self, hub: Any) -> None:
-        """Let a signal end Celery's wait for a message, which else goes on for up to a second."""
+        """Let a signal interrupt Celery's wait for a message, which takes up to a second."""
         hub.add_reader(self._woken, self._woken.recv, 1)
 
     def _on_signal(self, **_: Any) -> None:
-        """Begins the stop, in Celery's signal handler. A second signal, of either kind, stops at
-        once."""
+        """Start the stop, in Celery's signal handler.
+
+        A second signal, of either kind, stops at once.
+        """
         self._waker.send(b"\0")
         self._num_signals += 1
         if self._num_signals > 1:
@@ -176,8 +176,8 @@ class EnginePool(TaskPool):
         self.on_stop()
 
     def _end_stalled(self) -> None:
-        # Nothing runs, so there is nothing to drain; Celery's own shutdown may
-        # hang on the very connection that has stalled.
+        # No job runs, so there is nothing to drain, and Celery's own shutdown may hang on the
+        # stalled connection.
         self.worker.stop()
         os._exit(1)
 
@@ -186,7 +186,7 @@ class EnginePool(TaskPool):
 
 
 def job_ids_of(args: list[Any], kwargs: dict[str, Any], request: Any) -> list[UUID]:
-    """The ids in a message; one that is not ours is set aside, and its ids that are, are taken."""
+    """The job ids in a message; one with other values besides is also quarantined."""
     named = args[0] if len(args) == 1 and not kwargs else None
     if kwargs.keys() == {"job_ids"} and not args:
         named = kwargs["job_ids"]

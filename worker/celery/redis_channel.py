@@ -1,22 +1,22 @@
-"""kombu's Redis channel, mended in one place. Each method replaces one of kombu 5.7;
-`test_redis_channel.py` fails when another version has other code there.
+"""Fixes for kombu's Redis channel. Each method replaces one of kombu 5.7; `test_redis_channel.py`
+fails when another version has other code there.
 
-- When Redis goes away, kombu closes the channel and then tries to give its unacked messages
-  back over a connection that is gone already. What comes of it is an AttributeError, which
-  Celery takes for a fault of the worker and ends it. As the connection error that it is,
-  Celery logs it and connects again. The messages are not missed: the database says what is due.
-- An entry of a queue that is no envelope raises whatever Python raises there, and ends the
-  worker. It is read by `worker.celery.envelope` instead, and set aside if it cannot be.
-- An unacked message that cannot be read stops the giving back of all that come after it, and
-  one that cannot be given back is logged, with its text, and gone. Both are set aside.
-- A key of another type where a queue, or kombu's own books, should be is answered with an
-  error by Redis, for ever. It is renamed, and set aside.
-- A channel that is closed waits for up to a second for a message, and with it a worker that
-  is told to stop. Redis is asked to say that there is none.
-- What is broadcast (remote control, events) reaches nobody if it cannot be read, and ends nobody.
-- kombu reads a broadcast when its socket has something to read. If that is the end of the
-  connection, redis-py connects again and then waits without a limit for a broadcast: the worker
-  takes no message any more and does not stop. It waits `BROADCAST_SECONDS` here.
+- When Redis goes away, kombu closes the channel and then tries to restore its unacked messages over
+  the closed connection. That raises an AttributeError, for which Celery ends the worker. Raised as
+  a connection error, Celery logs it and reconnects. The messages need no restoring: the dispatcher
+  publishes due jobs again.
+- A queue entry that is no envelope raises any exception and ends the worker. Here it is parsed by
+  `worker.celery.envelope`, and quarantined if it is malformed.
+- An unacked message that cannot be parsed stops the restoring of all later ones, and one that
+  cannot be restored is logged, with its text, and lost. Both are quarantined.
+- A key of another type in place of a queue, or of kombu's own data, makes Redis answer with an
+  error for ever. It is renamed and quarantined.
+- A channel that is closed waits for a message for up to a second, and so does the worker that
+  should stop. Redis is asked to answer at once.
+- A broadcast (remote control, events) that cannot be read is dropped and ends no worker.
+- kombu reads a broadcast when its socket is readable. If the connection has ended, redis-py
+  reconnects and then waits without limit for a broadcast: the worker takes no more messages and
+  does not stop. Here the wait is limited to `BROADCAST_SECONDS`.
 """
 
 import logging
@@ -52,7 +52,7 @@ _receive_one: Callable[..., Any] = Channel._receive_one
 
 
 def mend() -> None:
-    """Mend every channel of this process."""
+    """Apply the fixes to every channel of this process."""
     Channel.close = _close_without_waiting
     Channel._connparams = _connparams_of_an_open_connection
     Channel.__init__ = _initialize_among_right_types
@@ -98,11 +98,12 @@ def _read_and_deliver(channel: Channel, **options: Any) -> bool:
 
 
 def _deliver(channel: Channel, queue: str, entry: bytes) -> None:
-    """Hand an entry of a queue on, or set it aside."""
+    """Deliver a queue entry, or quarantine it."""
     try:
         message = envelope.read(entry, queue)
     except Malformed as fault:
-        # A client is made for those alone: it takes as long as to read a message.
+        # A client is only made for malformed entries: making one takes as long as reading a
+        # message.
         client = channel._create_client()
         quarantine.set_aside(client, quarantine.message_of(fault, queue, entry))
         return
@@ -110,7 +111,7 @@ def _deliver(channel: Channel, queue: str, entry: bytes) -> None:
         try:
             channel.connection._deliver(message, queue)
         except ResponseError as error:
-            # Most likely it could not be written down as unacked. It is off its queue already.
+            # Most likely Redis could not store it as unacked. It is already off its queue.
             if not _is_wrong_type(error):
                 raise
             set_misplaced_aside(channel)
@@ -129,7 +130,8 @@ def _deliver(channel: Channel, queue: str, entry: bytes) -> None:
 def _close_without_waiting(channel: Channel) -> None:
     """`Channel.close`, which reads the answer to the BRPOP that is under way."""
     if channel._in_poll:
-        # An access list, a proxy or a connection that is gone: then it waits as it always did.
+        # An access list, a proxy or a closed connection prevents it; the channel then waits as in
+        # kombu.
         with suppress(Exception):
             host, port = channel._in_poll._sock.getsockname()[:2]
             client = channel._create_client()
@@ -159,7 +161,7 @@ def _bind_among_right_types(channel: Channel, exchange: str, *binding: Any) -> N
 
 
 def set_misplaced_aside(channel: Channel) -> None:
-    """Rename what stands where a queue, or kombu's books, should be and is of another type."""
+    """Rename and quarantine keys of a wrong type in place of a queue or of kombu's data."""
     from tasks.app import app
 
     queues = {*app.amqp.queues, *channel.active_queues}
@@ -182,16 +184,17 @@ def _set_aside_unless(channel: Channel, expected: Mapping[str, str]) -> None:
         for key in expected:
             pipeline.type(key)
         pipeline.ttl(channel.unacked_mutex_key)
-        # An access list may refuse either, and the queues be well.
+        # An access list may refuse either command although the queues are fine.
         *answers, mutex_seconds = pipeline.execute(raise_on_error=False)
     if mutex_seconds == -1:
-        # A lock without an end is none of kombu's, and would keep all messages from going back.
+        # A lock without an expiry is not kombu's, and would prevent the restoring of all messages.
         client.delete(channel.unacked_mutex_key)
     for (key, expected_value), answer in zip(expected.items(), answers, strict=True):
         kind = bytes_to_str(answer) if isinstance(answer, bytes) else expected_value
         if kind in (expected_value, "none"):
             continue
-        # Whole, and at once, however large it is. Of each key there is one, the last.
+        # RENAME moves it whole and at once, whatever its size; it replaces an earlier misplaced
+        # key.
         kept_at = f"{quarantine.MISPLACED}:{key}"
         try:
             client.rename(key, kept_at)
@@ -214,7 +217,7 @@ def _is_wrong_type(error: ResponseError) -> bool:
 def _restore_or_set_aside(
     qos: QoS, tag: bytes | str, client: Any = None, leftmost: bool = False
 ) -> None:
-    """`QoS.restore_by_tag`: give an unacked message back to its queue, or set it aside."""
+    """`QoS.restore_by_tag`: put an unacked message back into its queue, or quarantine it."""
 
     def restore(pipe: Any) -> None:
         unacked = pipe.hget(qos.unacked_key, tag)
@@ -252,13 +255,13 @@ def _restore_or_set_aside(
 
 
 class _Patient:
-    """A client of broadcasts whose reads end."""
+    """A client for broadcasts whose reads time out."""
 
     def __init__(self, client: Any) -> None:
         self._client = client
 
     def parse_response(self) -> Any:
-        """Return the next broadcast; None if none comes."""
+        """Return the next broadcast; None after the time limit."""
         return self._client.parse_response(block=False, timeout=BROADCAST_SECONDS)
 
     def handle_message(self, response: Any) -> Any:
@@ -271,13 +274,13 @@ def _receive_one_that_can_be_read(channel: Channel, client: Any) -> Any:
     except (*CONNECTION_ERRORS, ResponseError, Empty):
         raise
     except Exception as error:
-        # Nobody waits for it, and whoever sent it sends it to all.
+        # A broadcast has no single recipient that waits for it, so it is dropped.
         log.warning("broadcast not taken", extra={"error": type(error).__name__})
         return None
 
 
 def _table_of_bindings(channel: Channel, exchange: str) -> list[Any]:
-    """`Channel.get_table`, but for members that are none: one would hide all the others."""
+    """`Channel.get_table`, without malformed members, of which one would hide all others."""
     with channel.conn_or_acquire() as client:
         members = client.smembers(channel.keyprefix_queue % exchange)
     table = []

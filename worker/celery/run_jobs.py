@@ -1,8 +1,7 @@
-"""The one task that workers run, for Celery's own pools; `EnginePool` does not come here.
+"""`tasks.run_jobs` under Celery's own pools; `EnginePool` does not use this.
 
-Under the threads or solo pool the body waits for its jobs. Pools that fork or
-patch are refused: a model does not survive a fork, and each child would load
-its own.
+Under the threads or solo pool the task waits for its jobs. Pools that fork or monkey-patch are
+refused: a model does not survive a fork, and each child would load its own.
 """
 
 import gc
@@ -30,7 +29,7 @@ _worker: Worker | None = None
 
 @app.task(name=RUN_JOBS, bind=True)
 def run_jobs(self: "Task[..., None]", /, *args: Any, **kwargs: Any) -> None:
-    """Run the jobs that the only argument names; return when their outcomes are committed."""
+    """Run the jobs of a message; return when their outcomes are committed."""
     assert _worker is not None, "not in a worker"
     settled = threading.Event()
     _worker.deliver(job_ids_of(list(args), kwargs, self.request), settled.set)
@@ -39,7 +38,7 @@ def run_jobs(self: "Task[..., None]", /, *args: Any, **kwargs: Any) -> None:
 
 @worker_init.connect
 def start_under_another_pool(sender: Any, **_: Any) -> None:
-    """Start here, before anything is consumed, what `EnginePool` starts by itself."""
+    """Start the worker before anything is consumed, as `EnginePool` does by itself."""
     global _worker
     pool = sender.pool_cls
     if issubclass(pool, EnginePool):
@@ -58,11 +57,11 @@ def start_under_another_pool(sender: Any, **_: Any) -> None:
 
 
 def _prefork_was_asked_for() -> bool:
-    """Whether `-P prefork` stands in the command line that came to be our pool.
+    """Whether the command line has `-P prefork`, which Celery turned into our pool.
 
-    Celery takes prefork for "whatever is configured", so its pool does not tell; where
-    the option came from does. Nothing else that can be written there leads to our pool,
-    but for `custom`, which needs the variable.
+    Celery replaces prefork by "whatever is configured", so the pool class does not tell, but the
+    source of the option does. Of the other values only `custom` leads to our pool, and it needs the
+    variable.
     """
     context = click.get_current_context(silent=True)
     return (
@@ -88,11 +87,11 @@ def stop_under_another_pool(**_: Any) -> None:
 
 @worker_ready.connect
 def freeze_gc(**_: Any) -> None:
-    # Modules and their like, 140,000 objects, of which next to none ever becomes garbage. To go
-    # through them all takes 70 to 90 ms now and then, and every thread here waits meanwhile.
+    # Modules and other lasting objects, 140,000 of them. A collection that visits them all takes 70
+    # to 90 ms, and every thread here waits meanwhile.
     gc.freeze()
-    # What is left to look through are the objects of the jobs under way, hundreds of jobs at a
-    # time, of which next to none is ever part of a cycle. Every 700 objects, as Python has it,
-    # that took a sixth of the claimer's time.
+    # The remaining objects belong to running jobs, hundreds of jobs at a time, and hardly any is
+    # part of a cycle. Collecting after every 700 objects, Python's default, took a sixth of the
+    # claimer's time.
     gc.set_threshold(20_000)
     gc.enable()  # cli.stack.celery_main starts without

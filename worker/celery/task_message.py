@@ -1,7 +1,7 @@
-"""A task's message, read from what kombu delivered, so that Celery meets no surprise in it.
+"""Validates a task message that kombu delivered, before Celery reads it.
 
-Celery looks into headers and body as if they were its own. What it would stumble over is
-found here, before; of our own tasks it gets just those headers that mean something to them.
+Celery trusts headers and body as its own. Whatever would make it fail is found here first, and for
+our own tasks it gets only the headers that matter.
 """
 
 from collections.abc import Container
@@ -29,9 +29,9 @@ EMBEDDED = ("callbacks", "errbacks", "chain")
 
 
 def check(message: Any, registered: Container[str]) -> None:
-    """Leave in a kombu message just what Celery may have; raises Malformed.
+    """Reduce a kombu message to what Celery can handle; raises Malformed.
 
-    registered: the names of the tasks that this worker has
+    registered: the names of this worker's tasks
     """
     headers = message.headers if isinstance(message.headers, dict) else {}
     message_id, task, origin = identity(headers, message.properties)
@@ -53,7 +53,7 @@ def check(message: Any, registered: Container[str]) -> None:
     if not message_id or not _id_of(headers):
         raise Malformed(Reason.NO_ID, *identified)
     body = _body(payload)
-    # Celery hands them on beside a `self` of its own.
+    # Celery passes them together with its own `self`.
     if body is None or (task in OURS and "self" in body[1]):
         raise Malformed(Reason.BAD_ARGUMENTS, *identified)
     try:
@@ -72,7 +72,7 @@ def _id_of(headers: dict[str, Any]) -> bool:
 
 
 def _body(payload: Any) -> list[Any] | None:
-    """[args, kwargs, embed] of a payload; None: it is none."""
+    """[args, kwargs, embed] of a payload; None if it has another form."""
     if isinstance(payload, dict):  # of the first protocol
         embed = {name: payload.get(name) for name in ("callbacks", "errbacks", "chord")}
         payload = [payload.get("args", []), payload.get("kwargs", {}), embed]
@@ -97,7 +97,7 @@ def _is_signature(value: Any) -> bool:
 
 
 def _headers(headers: dict[str, Any], task: str, message_id: str) -> dict[str, Any]:
-    """The headers that Celery gets."""
+    """The headers for Celery."""
     read: dict[str, Any] = {"task": task, "id": message_id}
     for name in TEXTS:
         read[name] = _typed(headers, name, str)
@@ -113,7 +113,7 @@ def _headers(headers: dict[str, Any], task: str, message_id: str) -> dict[str, A
             read[name] = value
     eta, expires = _instant(headers.get("eta")), _instant(headers.get("expires"))
     if task in CONTRACTS:
-        # A worker is no place to wait in. The job is kept now, and waits in the database.
+        # A job is stored at once and waits in the database, not in a worker.
         read["id"] = str(job_id_of(message_id))
         read["not_before"] = eta and eta.isoformat()
         read["not_after"] = expires and expires.isoformat()
@@ -163,7 +163,7 @@ def _time_limits(limits: Any) -> tuple[float | None, float | None]:
 
 
 def _instant(value: Any) -> datetime | None:
-    """Raises one of the errors that a wrong one may make."""
+    """Parse an instant; raises one of several errors for an invalid one."""
     if value is None:
         return None
     instant: datetime | None = maybe_iso8601(value) if isinstance(value, str | datetime) else None

@@ -1,4 +1,4 @@
-"""The backlog: queued jobs in the database, published as the workers' queues run down."""
+"""Backlog: publishes queued jobs as the workers' queues run down."""
 
 import math
 from collections import Counter
@@ -21,7 +21,7 @@ MAX_PUBLISHED_AT_ONCE = 4096
 
 
 class Backlog:
-    """Publishes jobs that are due, up to each queue's target."""
+    """Publishes due jobs up to each queue's target."""
 
     def __init__(
         self,
@@ -30,7 +30,7 @@ class Backlog:
         clock: Callable[[], float],
         metrics: Metrics = NO_METRICS,
     ) -> None:
-        """clock: monotonic seconds"""
+        """clock: returns monotonic seconds"""
         self._database = database
         self._jobs_per_message = jobs_per_message
         self._clock = clock
@@ -39,9 +39,9 @@ class Backlog:
         self.until_needed_seconds = math.inf  # until more should be, as of the last `publish`
 
     def publish(self) -> int:
-        """Publish every interactive job that is due, and bulk ones up to the targets.
+        """Publish every due interactive job, and bulk jobs up to the targets.
 
-        Returns the number of jobs; raises what the transport raises when Redis is away.
+        Returns the number of jobs; raises the transport's error when Redis is away.
         """
         filled_seconds = self._clock() - self._filled_at
         with self._database.read() as session:
@@ -52,8 +52,8 @@ class Backlog:
         )
         if not messages:
             return 0
-        # Published first and marked then: what dies in between is published
-        # twice, and the second finds it claimed.
+        # Publish first, then mark: after a death in between a job is published twice, and the
+        # second message finds it claimed.
         publish(messages)
         passing("published")
         job_ids = sorted(job_id for message in messages for job_id in message.job_ids)
@@ -73,8 +73,8 @@ class Backlog:
             ):
                 yield JobMessage(model, Lane.INTERACTIVE, (job_id,))
             num_missing = min(target.num_missing, MAX_PUBLISHED_AT_ONCE)
-            # Whole messages: while the workers have enough at hand, a few jobs that
-            # are missing can wait for more.
+            # Only whole messages: while the workers have enough at hand, a few missing jobs can
+            # wait for more.
             if num_missing >= max(1, min(self._jobs_per_message, target.num_wanted)):
                 jobs = session.execute(dispatch.next_to_publish(model, Lane.BULK, num_missing))
                 for job_ids in in_messages(jobs, self._jobs_per_message):
@@ -82,7 +82,7 @@ class Backlog:
 
 
 def target_by_model(session: Session) -> dict[str, QueueTarget]:
-    """The targets of the live workers' models, taken together."""
+    """The total target of each model over the live workers."""
     num_wanted: Counter[str] = Counter()
     for of_one in session.scalars(worker_registry.room_of_live_workers()):
         num_wanted.update(of_one)
@@ -91,7 +91,7 @@ def target_by_model(session: Session) -> dict[str, QueueTarget]:
 
 
 def num_bulk_jobs(messages: Iterable[JobMessage]) -> Counter[str]:
-    """The number of bulk jobs in some messages, by model."""
+    """The number of bulk jobs in messages, by model."""
     num_jobs: Counter[str] = Counter()
     for message in messages:
         if message.lane is Lane.BULK:
@@ -102,7 +102,7 @@ def num_bulk_jobs(messages: Iterable[JobMessage]) -> Counter[str]:
 def in_messages(
     jobs: Iterable[tuple[UUID, int]], jobs_per_message: int
 ) -> Iterator[tuple[UUID, ...]]:
-    """Group (id, number of characters) so that jobs of like length travel together."""
+    """Group (id, number of characters) so that jobs of similar length share a message."""
     by_length = [job_id for job_id, _ in sorted(jobs, key=lambda job: job[1])]
     for start in range(0, len(by_length), jobs_per_message):
         yield tuple(by_length[start : start + jobs_per_message])

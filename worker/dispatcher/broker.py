@@ -1,5 +1,4 @@
-"""The dispatcher's view of the broker: the length of each queue, and whether Redis lost
-its data."""
+"""Broker: the length of each queue, and whether Redis lost its data."""
 
 from typing import Any
 from uuid import uuid4
@@ -13,7 +12,7 @@ MARKER = "tidemill:marker"
 
 
 class Broker:
-    """A connection of the dispatcher's own."""
+    """The dispatcher's own connection to the broker."""
 
     def __init__(self) -> None:
         self._connection: Connection = app.connection_for_read()
@@ -28,9 +27,9 @@ class Broker:
             return 0
 
     def lost_its_data(self) -> bool:
-        """Whether the marker that the last call left is gone; leaves one.
+        """Whether the marker that the last call set is gone. Sets it again.
 
-        Other brokers than Redis keep what they have confirmed.
+        Brokers other than Redis keep confirmed messages.
         """
         if not self.is_redis:
             return False
@@ -42,7 +41,7 @@ class Broker:
 
     @property
     def client(self) -> Any:
-        """redis-py's client of this connection."""
+        """The redis-py client of this connection."""
         return self._channel.client
 
     @property

@@ -1,4 +1,7 @@
-"""The tick: lead, rescue, publish; and when to do so next. The package has the argument."""
+"""Dispatcher: the tick. It leads, rescues, publishes and chooses the time of the next tick.
+
+The package's docstring argues why this is safe.
+"""
 
 import math
 import time
@@ -21,7 +24,7 @@ BUSY_SECONDS = 0.05  # least time between two ticks
 
 
 class Dispatcher:
-    """A thread of its own, with its own connection to the broker, and one that listens."""
+    """A thread with its own connection to the broker, and a listener thread."""
 
     def __init__(
         self,
@@ -31,7 +34,7 @@ class Dispatcher:
         clock: Callable[[], float] = time.monotonic,
         metrics: Metrics = NO_METRICS,
     ) -> None:
-        """clock: monotonic seconds"""
+        """clock: returns monotonic seconds"""
         self._poll_seconds = settings.dispatch_seconds
         self._clock = clock
         self._polled_at = -math.inf
@@ -44,11 +47,11 @@ class Dispatcher:
 
     def start(self) -> None:
         self._thread.start()
-        self._thread.wake()  # what waited for a worker waits no longer
+        self._thread.wake()  # jobs may have waited for a worker
         self._listener.start()
 
     def stop(self) -> None:
-        """End both threads, and leave the lead to another worker."""
+        """End both threads and resign the leadership."""
         self._listener.stop()
         self._thread.stop()
         self._broker.close()
@@ -56,22 +59,22 @@ class Dispatcher:
 
     @property
     def leads(self) -> bool:
-        """Whether this worker leads, as of the last tick."""
+        """Whether this worker led at the last tick."""
         return self._leader.leads
 
     def _on_notification(self) -> None:
-        # Every worker is notified, and one of them does something.
+        # Every worker is notified; only the leader acts.
         if self._leader.leads:
             self._thread.wake()
 
     def tick(self) -> float:
-        """Poll if it is time to, else publish if this worker leads; returns seconds to wait."""
+        """Poll if it is due, else publish if this worker leads; returns seconds to wait."""
         now = self._clock()
         until_poll_seconds = self._polled_at + self._poll_seconds - now
         try:
             if self._leader.leads and until_poll_seconds > 0:
-                # Between two polls, for more is needed by now or a notification came: the
-                # term goes on for longer, and nobody has died yet.
+                # Between two polls, because more jobs are needed or a notification arrived: the
+                # term still runs, and nothing needs rescuing yet.
                 self._backlog.publish()
             else:
                 self.poll()
@@ -80,7 +83,7 @@ class Dispatcher:
         except SQLAlchemyError:
             raise  # a leader without the database is succeeded at the end of its term
         except Exception:
-            # Redis, as seen from here; another worker may reach it.
+            # Redis is unreachable from here; another worker may reach it.
             self._leader.resign()
             raise
         until_needed_seconds = (
@@ -89,7 +92,7 @@ class Dispatcher:
         return max(BUSY_SECONDS, min(until_needed_seconds, until_poll_seconds))
 
     def poll(self) -> int:
-        """Rescue and publish what is due, if this worker leads; returns the jobs published."""
+        """Rescue and publish due jobs, if this worker leads; returns the number published."""
         if not self._leader.keep():
             return 0
         passing("leading")

@@ -1,5 +1,4 @@
-"""Leadership: one worker's dispatcher acts, by a row with a term, trusted for less than
-the term."""
+"""Leader: leader election by a row with a term, of which a part is trusted without asking."""
 
 import logging
 import math
@@ -21,7 +20,7 @@ class Leader:
     def __init__(
         self, database: Database, owner: str, lead_seconds: float, clock: Callable[[], float]
     ) -> None:
-        """clock: monotonic seconds"""
+        """clock: returns monotonic seconds"""
         self._database = database
         self._owner = owner
         self._lead_seconds = lead_seconds
@@ -30,7 +29,7 @@ class Leader:
         self.leads = False  # as of the last `keep`
 
     def keep(self) -> bool:
-        """Take the leadership or go on leading; whether this worker leads."""
+        """Take or keep the leadership. Returns whether this worker leads."""
         now = self._clock()
         if not self.leads or now >= self._led_at + self._lead_seconds / 4:
             with self._database.write() as session:
@@ -39,7 +38,7 @@ class Leader:
         return self.leads
 
     def resign(self) -> None:
-        """Leave the leadership to the next candidate; never raises for a database that is away."""
+        """Give up the leadership. Never raises, even while the database is away."""
         self.leads = False
         try:
             with self._database.write() as session:

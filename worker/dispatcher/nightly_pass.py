@@ -1,8 +1,8 @@
-"""The nightly pass: once a night, one worker prunes and submits the canaries for all.
+"""NightlyPass: once a night one worker prunes and submits the canaries for all.
 
-Whose night it is stands in a row of `leaderships`: until then, nobody needs to do it. A worker
-that dies in the middle of a pass leaves a row that runs out within `PASS_SECONDS`, and the
-leader of then goes on. A night on which no worker ran is made up for when one starts.
+A row of `leaderships` says until when the pass is done. If a worker dies in the middle of a pass,
+its row expires within `PASS_SECONDS`, and the leader at that time continues. A night without a
+worker is made up for when one starts.
 """
 
 import logging
@@ -24,12 +24,12 @@ log = logging.getLogger(__name__)
 
 NIGHTLY = "nightly pass"
 POLL_SECONDS = 60.0  # between two checks whether it is time
-UNLED_SECONDS = 1.0  # the same while another leads, which costs nothing to find out
-PASS_SECONDS = 900.0  # after its death another goes on; renewed while it runs
+UNLED_SECONDS = 1.0  # the same while another worker leads, which is free to check
+PASS_SECONDS = 900.0  # after a worker's death another one continues; renewed while the pass runs
 
 
 class NightlyPass:
-    """A thread of its own: a pass takes minutes, and the dispatcher has none to spare."""
+    """A thread of its own, since a pass takes minutes, which would delay the dispatcher."""
 
     def __init__(
         self,
@@ -40,8 +40,10 @@ class NightlyPass:
         now: Callable[[], datetime] = datetime.now,
         canaries: Sequence[Canary] = (),
     ) -> None:
-        """leads: whether this worker is the leader; now: local, for when the night is;
-        canaries: what is submitted in each pass"""
+        """leads:    returns whether this worker is the leader
+        now:      returns the local time
+        canaries: submitted in each pass
+        """
         self._database = database
         self._owner = owner
         self._retention = retention
@@ -57,12 +59,12 @@ class NightlyPass:
         self._thread.wake()
 
     def stop(self) -> None:
-        """Return when the transaction that runs has ended; the pass is left to another worker."""
+        """Return when the running transaction has ended; another worker continues the pass."""
         self._stopping.set()
         self._thread.stop()
 
     def tick(self) -> float:
-        """Make a pass if this worker leads and it is time; returns seconds until the next look."""
+        """Make a pass if this worker leads and it is due; returns seconds to wait."""
         if not self._leads():
             return UNLED_SECONDS
         with self._database.read() as session:
@@ -79,7 +81,7 @@ class NightlyPass:
 
     def _run(self) -> None:
         self._renewed_at = time.monotonic()
-        # First: how long pruning takes depends on how much is old.
+        # Before pruning, whose duration depends on the number of expired rows.
         if self._canaries and not self._stopping.is_set():
             self._submit_canaries()
         with audit.acting_as(f"worker {self._owner}"):
@@ -93,8 +95,8 @@ class NightlyPass:
         is_over = not self._stopping.is_set()
         self._hold(self._seconds_until_next() if is_over else 0)
         log.info("nightly pass", extra={"pruned": pruned, "is_over": is_over})
-        # Where whoever can write to the database cannot: what is cut off the chain's end, or
-        # written anew, no longer has this hash.
+        # The log is beyond the reach of the database's users: a truncated or rewritten chain no
+        # longer has this hash.
         head = audit.head(self._database)
         log.info("audit head", extra={"sequence": head.sequence, "hash": head.hash})
 
@@ -102,7 +104,8 @@ class NightlyPass:
         try:
             submit_canaries(self._canaries, f"canaries-{self._now():%Y-%m-%d}")
         except Refused as error:
-            # The rest of the night is as good without; `tidemill canaries` shows none of today.
+            # The rest of the pass does not depend on it; `tidemill canaries` shows that none ran
+            # today.
             log.error("canaries refused", extra={"error": type(error).__name__})
 
     def _renew(self, name: str, num: int) -> None:

@@ -1,4 +1,4 @@
-"""Listens for notifications of submitted batches, so that the dispatcher polls before its time."""
+"""NotificationListener: wakes the dispatcher when a batch was submitted, before its next poll."""
 
 import logging
 import threading
@@ -18,10 +18,10 @@ STOP_SECONDS = 0.1  # how late it notices that it should end
 
 
 class NotificationListener:
-    """A thread of its own, with its own connection to Redis. Other brokers have no channel.
+    """A thread with its own connection to Redis. Other brokers have no notifications.
 
-    Calls `on_notification` for each notification, and once whenever it has begun to listen,
-    because it may have missed some. What it misses the dispatcher finds at its next poll.
+    Calls `on_notification` for each notification, and whenever it has started to listen, since some
+    may have been missed. The dispatcher's next poll finds the rest.
     """
 
     def __init__(self, on_notification: Callable[[], None]) -> None:
@@ -42,11 +42,11 @@ class NotificationListener:
             self._channel.client.close()
 
     def _tick(self) -> float | None:
-        """Listen until the thread is stopped; raises when the connection is lost."""
+        """Listen until the thread is stopped. Raises when the connection is lost."""
         try:
             self._listen()
         except ResponseError as error:
-            # An access list, most likely. It costs half a second a batch, and no job.
+            # An access list, most likely. It delays a batch by half a second and loses no job.
             log.warning("notifications are refused", extra={"error": type(error).__name__})
             return REFUSED_SECONDS
         return None

@@ -1,4 +1,4 @@
-"""Puts back in line what died or was lost, and ends what is past its deadline."""
+"""Rescuer: requeues jobs that died or were lost, and ends overdue ones."""
 
 import logging
 
@@ -6,7 +6,7 @@ from sqlalchemy.orm import Session
 
 from db.clock import seconds_from_now
 from db.lane import Lane
-from db.queries.jobs import completion, dispatch
+from db.queries.jobs import completion, dispatch, leases
 from db.session import Database
 from db.states import JobState
 from tasks.queues import queue_name
@@ -19,7 +19,7 @@ MAX_RESCUED_AT_ONCE = 4096  # of one statement
 
 
 class Rescuer:
-    """Publishes nothing itself: what it unpublishes or requeues is due again."""
+    """Publishes nothing itself: a job that it requeues or unpublishes is due again."""
 
     def __init__(
         self,
@@ -28,14 +28,17 @@ class Rescuer:
         lost_seconds: float,
         metrics: Metrics = NO_METRICS,
     ) -> None:
-        """lost_seconds: published so long ago, while the queue is empty, is lost"""
+        """lost_seconds: a job published this long ago counts as lost if its queue is empty"""
         self._database = database
         self._broker = broker
         self._lost_seconds = lost_seconds
         self._metrics = metrics
 
     def rescue(self) -> None:
-        """Look for all of it. Reading comes first, for there is hardly ever anything to write."""
+        """Rescue all jobs that need it.
+
+        It reads first, since there is hardly ever anything to write.
+        """
         with self._database.read() as session:
             has_run_out = session.scalar(dispatch.has_run_out())
             waiting = session.execute(dispatch.published_long_ago(self._lost_seconds)).all()
@@ -60,7 +63,7 @@ class Rescuer:
 
 
 def _requeue_expired_leases(session: Session) -> int:
-    requeued = session.execute(dispatch.requeue_expired_leases(MAX_RESCUED_AT_ONCE)).all()
+    requeued = session.execute(leases.requeue_expired_leases(MAX_RESCUED_AT_ONCE)).all()
     if not requeued:
         return 0
     log.warning("leases expired", extra={"num_jobs": len(requeued)})
@@ -83,7 +86,7 @@ def _requeue_expired_leases(session: Session) -> int:
 
 
 def _expire_overdue(session: Session) -> list[tuple[str, str]]:
-    """Returns (task, model) of each."""
+    """End overdue jobs. Returns (task, model) of each."""
     rows = session.execute(dispatch.expire_overdue(MAX_RESCUED_AT_ONCE))
     overdue = [(task, model) for _, task, model in rows]
     if overdue:

@@ -1,4 +1,4 @@
-"""Coverage: what of a document its result was made from, computed from offsets."""
+"""Coverage: which parts of a document a result was made from, computed from offsets."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class TextRange:
-    """Characters of the source, from `start` to before `end`."""
+    """The characters of the source from `start` to before `end`."""
 
     start: int
     end: int
@@ -15,8 +15,10 @@ class TextRange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Coverage:
-    """The part of a source that a result covers. Always: the spans read and those left out tile the
-    source."""
+    """The part of a source that a result covers.
+
+    Always: read and left-out spans tile the source.
+    """
 
     strategy: str  # as it was done: single, map_reduce, refine or truncate
     parts: int  # of the source
@@ -41,7 +43,7 @@ class Coverage:
 
 
 def spans(ends: Iterable[int]) -> list[TextRange]:
-    """The spans between offsets, from the first character on."""
+    """The spans between consecutive offsets, from the first character on."""
     unread, start = [], 0
     for end in ends:
         unread.append(TextRange(start, end))
@@ -50,8 +52,10 @@ def spans(ends: Iterable[int]) -> list[TextRange]:
 
 
 def left_out(read: Sequence[TextRange], num_characters: int) -> tuple[TextRange, ...]:
-    """The ranges of a source that no span holds. Raises ValueError where spans overlap
-    or leave it."""
+    """The ranges of a source outside of all spans.
+
+    Raises ValueError if spans overlap or exceed it.
+    """
     missing, at = [], 0
     for span in sorted(read, key=lambda each: each.start):
         if not at <= span.start < span.end <= num_characters:

@@ -1,16 +1,15 @@
-"""Graphemes: the places at which a text may be cut without splitting a character."""
+"""Graphemes: where a text may be cut without splitting a user-perceived character."""
 
 import unicodedata
 
 ZERO_WIDTH_JOINER = "\u200d"
-MAX_LOOK_BACK = 4096  # an even number of characters: nobody flies more flags in a row
+MAX_LOOK_BACK = 4096  # an even number of characters, enough for any run of flags
 
 
 def safe_cut(text: str, start: int, end: int) -> int:
-    """The last place in (start, end] that parts no grapheme; `end` where all of it is one.
+    """The last place in (start, end] between two graphemes; `end` if there is none.
 
-    A grapheme without end (a letter under a thousand accents) is cut all the same:
-    a part has to end somewhere.
+    A grapheme that is too long (a letter under a thousand accents) is cut: a part must end.
     """
     at = end
     while at > start + 1 and not is_between_graphemes(text, at):
@@ -19,9 +18,9 @@ def safe_cut(text: str, start: int, end: int) -> int:
 
 
 def is_between_graphemes(text: str, at: int) -> bool:
-    """Whether one user-perceived character ends and another begins at this place.
+    """Whether a user-perceived character ends here and another begins.
 
-    Simpler than Unicode's rules and never looser: it may say no where they say yes.
+    It is simpler than Unicode's rules and stricter: it may say no where they say yes.
     """
     if at <= 0 or at >= len(text):
         return True
@@ -48,12 +47,12 @@ def _extends(character: str) -> bool:
 
 
 def _is_lead(character: str) -> bool:
-    """A consonant that begins a Korean syllable."""
+    """Whether it is a consonant that begins a Korean syllable."""
     return "\u1100" <= character <= "\u115f" or "\ua960" <= character <= "\ua97c"
 
 
 def _is_vowel_or_final(character: str) -> bool:
-    """A part of a Korean syllable that begins none."""
+    """Whether it is a part of a Korean syllable that does not begin one."""
     return "\u1160" <= character <= "\u11ff" or "\ud7b0" <= character <= "\ud7fb"
 
 
@@ -66,7 +65,7 @@ def _is_korean(character: str) -> bool:
 
 
 def _num_flag_halves(text: str, at: int) -> int:
-    """The number of flag halves before a place: two together make a flag."""
+    """The number of regional indicators before a place: two together make a flag."""
     num = 0
     while num < min(at, MAX_LOOK_BACK) and _is_flag_half(text[at - num - 1]):
         num += 1

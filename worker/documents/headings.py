@@ -1,4 +1,4 @@
-"""Headings of Markdown, and the sections that they begin."""
+"""Markdown headings, and the sections that they begin."""
 
 import re
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ class Heading:
 
 
 def headings_of(text: str) -> Iterator[Heading]:
-    """The headings in order; a comment in fenced code only looks like one."""
+    """The headings in order. A comment in fenced code is not one."""
     code = fences(text)
     start, end = next(code, (len(text), len(text)))
     for match in HEADING.finditer(text):
@@ -29,7 +29,7 @@ def headings_of(text: str) -> Iterator[Heading]:
 
 
 def section_starts(text: str) -> frozenset[int]:
-    """The start of each section; a heading right below another one begins none of its own."""
+    """The start of each section. A heading right below another one does not begin a section."""
     starts, last = [], None
     for heading in headings_of(text):
         if last is None or text[last.end : heading.start].strip():

@@ -1,6 +1,6 @@
-"""The language of a text, and the short codes that the splitters know languages by.
+"""Detects the language of a text, and maps language codes to the splitters' short ones.
 
-What is loaded for it is loaded when it is first needed.
+Libraries are loaded at first use.
 """
 
 import re
@@ -12,14 +12,14 @@ from typing import Any
 
 MIN_LETTERS = 20
 MIN_CONFIDENCE = 0.5
-# Below it, the text is in none of the languages that it may be in.
+# Below this confidence the text is in none of the possible languages.
 MIN_SHARE = 0.1
-MAX_CHARACTERS = 20_000  # of a text that are looked at
+MAX_CHARACTERS = 20_000  # the most to read of a text
 NUM_CANDIDATES = 5
 NO_LANGUAGE = "zxx"
-# A sign of Chinese or Japanese tells as much as some letters.
+# A Chinese or Japanese character carries as much information as some letters.
 IDEOGRAPH = re.compile("[\u3040-\u30ff\u3400-\u9fff]")
-IDEOGRAPH_LETTERS = 3  # more than the one that it is
+IDEOGRAPH_LETTERS = 3  # besides itself
 SAME = {"yue": "zh", "wuu": "zh", "nb": "no", "nn": "no", "pcm": "en"}
 
 _one_at_a_time = Lock()
@@ -27,7 +27,7 @@ _one_at_a_time = Lock()
 
 @dataclass(frozen=True, slots=True)
 class Guess:
-    """The likely language of a text; `language` is None where it is not known."""
+    """The likely language of a text; `language` is None if it is unknown."""
 
     language: str | None
     confidence: float  # among the languages that were asked about
@@ -36,7 +36,7 @@ class Guess:
 
 
 def detect(text: str, among: Iterable[str] = ()) -> Guess:
-    """Guess the language of a text, as one of the codes in `among` or, without any, ISO 639."""
+    """Guess the language of a text among the codes in `among`; without any, as ISO 639."""
     sample = text[:MAX_CHARACTERS]
     num_letters = sum(map(str.isalpha, sample)) + IDEOGRAPH_LETTERS * len(IDEOGRAPH.findall(sample))
     with _one_at_a_time:
@@ -62,7 +62,7 @@ def detect(text: str, among: Iterable[str] = ()) -> Guess:
 
 @cache
 def detectable() -> frozenset[str]:
-    """The languages that a text can be found to be in, by their short codes."""
+    """The languages that can be detected, by their short codes."""
     return frozenset(map(short_code, _identifier().labels)) - {NO_LANGUAGE}
 
 
@@ -81,7 +81,7 @@ def _identifier() -> Any:
 
 @cache
 def short_code(code: str) -> str:
-    """`fr` for `fra_Latn` and `fr-CA`, `zh` for `yue`; the code as it is where it is none."""
+    """Shorten a code: `fr` for `fra_Latn` and `fr-CA`, `zh` for `yue`; else return it."""
     import langcodes
 
     from engine.text.languages import standard_tag

@@ -1,20 +1,22 @@
-"""Packing: neighbouring pieces together in parts, each within a limit, all of like size.
+"""Packing: combines neighbouring pieces into parts of similar size, each within a limit.
 
-Pure. The sizes of pieces add up only nearly to that of a part, so what comes of this is
-measured again before it is used.
+Pure. The token counts of pieces add up only approximately to that of a part, so the parts are
+counted again before they are used.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from worker.documents.pieces import Boundary
+from worker.documents.splitting import Boundary
 
 MIN_SHARE, MAX_SHARE = 0.7, 1.15  # of the even share, where a better boundary is looked for
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """end: offset behind it; boundary: what ends there"""
+    """end:      the offset after the piece
+    boundary: the unit of text that ends there
+    """
 
     end: int
     num_tokens: int
@@ -22,10 +24,10 @@ class Piece:
 
 
 def pack(pieces: Sequence[Piece], max_tokens: int) -> list[int]:
-    """The ends of the parts, each the end of a piece; the last is the last piece's.
+    """The ends of the parts, each at the end of a piece; the last is the last piece's.
 
-    What is left is shared out evenly before each part, so that the last is as large as
-    the others. Only a piece that is over the limit by itself is a part over it.
+    Before each part the rest is shared out evenly, so that the last is as large as the others. Only
+    a piece that exceeds the limit by itself makes a part that does.
     """
     ends: list[int] = []
     num_left = sum(each.num_tokens for each in pieces)
@@ -41,7 +43,7 @@ def pack(pieces: Sequence[Piece], max_tokens: int) -> list[int]:
 def _next_part(
     pieces: Sequence[Piece], first: int, num_left: int, max_tokens: int
 ) -> tuple[int, int]:
-    """The number of pieces of the next part, and its number of tokens."""
+    """The number of pieces and of tokens of the next part."""
     if num_left <= max_tokens:
         return len(pieces) - first, num_left
     share = num_left / -(-num_left // max_tokens)

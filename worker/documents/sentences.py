@@ -1,7 +1,7 @@
-"""Sentences: where each one of a text ends.
+"""Sentences: where each sentence of a text ends.
 
-`sentencex` finds them. It is given a shadow of the text, of equal length, without what
-makes it panic: spaces outside ASCII and lone surrogates. The ends are those of the text.
+`sentencex` finds them. It gets a copy of equal length without the characters on which it panics:
+spaces outside ASCII and lone surrogates. Its offsets hold for the text.
 """
 
 import logging
@@ -22,30 +22,30 @@ SHADOW = {
 
 WINDOW_CHARACTERS = 20_000
 
-# What ends a sentence and the library does not know: of Khmer, of Tibetan.
+# Sentence ends that the library does not know: Khmer and Tibetan.
 OWN_END = re.compile(r"[\u17d4\u17d5]+[\"'\u201d\u00bb)]*\s*|[\u0f0d\u0f0e]+\s+")
-# What goes on with the sentence before it, whatever stands between.
+# Text that continues the sentence before it, whatever is between.
 CONTINUES = re.compile(r"[-\u2010-\u2015,;:\u00ba\u00aa]")
 SHORT_WORD = re.compile(r"(?:^|[\s(])[^\W\d_]{1,4}\.$")  # `No. 5`, `p. 12`
 QUOTED_ON = re.compile(r"[\u300d\u300f]$")  # Japanese
 PARTICLE = re.compile("[とっはがをにで]")
 KOREAN_QUOTED_ON = re.compile("[\"'\u201d\u2019]$")
 KOREAN_PARTICLE = re.compile("라고|하고|라며|이라")
-# The plain way: a mark that ends a sentence, its quotes and brackets, and a space.
+# Our own rule: punctuation that ends a sentence, its quotes and brackets, and a space.
 PLAIN_END = re.compile(
     r"[.!?\u2026\u061f\u06d4\u0964]+[\"'\u201d\u2019)\]]*\s+|[\u3002\uff01\uff1f]+\s*"
 )
 
 
 def shadow_of(text: str) -> str:
-    """The text with the same ends of sentences, and nothing that a splitter stumbles over."""
+    """A copy of the text with equal sentence ends and no characters that break the splitter."""
     return text.translate(SHADOW)
 
 
 def sentence_ends(text: str, language: str) -> list[int]:
-    """The offsets at which sentences end, spaces behind them included; the last is the length.
+    """The offsets at which sentences end, with the spaces after them; the last is the length.
 
-    language: ISO 639-1, if it has such a code; of an unknown one the common rules are used.
+    language: ISO 639-1 where it has such a code; for an unknown one the common rules are used
     """
     if not text:
         return []
@@ -83,7 +83,7 @@ def _ends_in(shadow: str, language: str) -> list[int]:
     except NOT_OURS:
         raise
     except BaseException as error:
-        # The nice split is lost, not the job.
+        # The library's better split is lost, but not the job.
         log.warning("sentences split the plain way", extra={"error": type(error).__name__})
         return plain_ends(shadow)
     ends, at = [], 0
@@ -98,7 +98,7 @@ def _ends_in(shadow: str, language: str) -> list[int]:
 
 
 def plain_ends(text: str) -> list[int]:
-    """Ends found by marks alone."""
+    """The sentence ends found by punctuation alone."""
     ends = sorted({match.end() for marks in (PLAIN_END, OWN_END) for match in marks.finditer(text)})
     if not ends or ends[-1] != len(text):
         ends.append(len(text))
@@ -106,9 +106,9 @@ def plain_ends(text: str) -> list[int]:
 
 
 def _joined(shadow: str, ends: list[int]) -> list[int]:
-    """The ends without those inside one sentence as a reader sees it."""
+    """The ends without those that lie within a sentence as a reader sees it."""
     parts = [shadow[start:end].strip() for start, end in pairwise([0, *ends])]
-    # Where no sentence begins with a capital letter, a small one says nothing.
+    # If no sentence begins with a capital letter, a lower-case one proves nothing.
     has_capitals = any(part[:1].isupper() for part in parts)
     joined_ends: list[int] = []
     before = ""

@@ -1,4 +1,4 @@
-"""Words: how many a text has, and its beginning up to so many."""
+"""Words: counts the words of a text and cuts it after a number of them."""
 
 import re
 
@@ -13,8 +13,7 @@ def count_words(text: str) -> int:
 
 
 def first_words(text: str, max_words: int) -> str:
-    """The text if it has no more words; else its whole sentences within so many, or where not
-    one is, the words themselves."""
+    """The text, cut after its last whole sentence within the limit, or else after a word."""
     end = None
     for number, word in enumerate(WORD.finditer(text), start=1):
         if number == max_words:

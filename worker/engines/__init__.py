@@ -1,1 +1,1 @@
-"""Engines: the processes that run the models, seen from the worker."""
+"""Engines: the processes that run models, as the worker manages them."""

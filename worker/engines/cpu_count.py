@@ -1,4 +1,4 @@
-"""Cores: how many of this machine's the engines of a worker may use."""
+"""Core counts: how many cores the engines of a worker may use."""
 
 import os
 from collections.abc import Iterable
@@ -10,13 +10,15 @@ CPUS = Path("/sys/devices/system/cpu")
 
 
 def threads_of_an_engine(num_engines: int) -> int:
-    """An equal share. More threads than cores would spin against each other, and every
-    product would take many times as long."""
+    """An equal share of the cores.
+
+    More threads than cores would compete, and every matrix product would take many times as long.
+    """
     return max(usable_cores(CGROUP, CPUS) // num_engines, 1)
 
 
 def usable_cores(cgroup: Path, cpus: Path) -> int:
-    """The number of cores that this process may use, by its affinity and its container's quota."""
+    """The number of cores for this process, by its affinity and its container's quota."""
     if hasattr(os, "sched_getaffinity"):
         cores = whole_cores(os.sched_getaffinity(0), cpus)
     else:
@@ -26,16 +28,16 @@ def usable_cores(cgroup: Path, cpus: Path) -> int:
 
 
 def whole_cores(numbers: Iterable[int], cpus: Path) -> int:
-    """The number of cores that these hardware threads belong to.
+    """The number of physical cores behind these hardware threads.
 
-    Two of one core share its multipliers, which one keeps busy; where both wait for each
-    other after every product, the rest of the machine has nothing left to run on.
+    Two threads of one core share its multipliers, which one thread keeps busy. If both wait for
+    each other after every product, nothing is left for the rest of the machine.
     """
     return len({core_of(number, cpus) for number in numbers})
 
 
 def core_of(number: int, cpus: Path) -> str:
-    """The hardware threads of its core, or itself where the system does not tell."""
+    """The hardware threads of a thread's core; the thread itself if the system does not tell."""
     try:
         return (cpus / f"cpu{number}/topology/thread_siblings_list").read_text().strip()
     except OSError:

@@ -1,9 +1,8 @@
-"""EngineClient, the parent's end of an engine process: sends requests, hands out outputs, restarts
-the process after a crash and finds the request at fault.
+"""EngineClient: the parent's end of an engine process. It sends requests and hands out outputs,
+restarts the process after a crash and finds the request at fault.
 
-When the process ends by itself, something in it was fatal. The requests it
-held are run again in halves until one that is fatal alone, twice, is found; it
-fails, and nobody else does. What was not sent yet waits meanwhile.
+When the process ends by itself, one of its requests was fatal. They are run again in halves until
+one is fatal alone, twice; it fails, and no other does. Unsent requests wait meanwhile.
 """
 
 import logging
@@ -28,18 +27,17 @@ from engine.protocol.messages import (
     Frame,
     Load,
     LoadFailed,
-    ModelCard,
-    Output,
     Outputs,
-    Progress,
     Ready,
-    Request,
-    RequestFailure,
     Run,
     Stop,
     from_bytes,
     to_bytes,
 )
+from engine.protocol.model_card import ModelCard
+from engine.protocol.output import Output, RequestFailure
+from engine.protocol.progress import Progress
+from engine.protocol.request import Request
 from worker.backoff import backoff_seconds
 from worker.bisection import halves
 from worker.cache.content_key import model_digest
@@ -61,12 +59,12 @@ class _HeldRequest:
 
 
 class EngineClient:
-    """An engine process, and the requests that it still has to answer.
+    """An engine process and its unanswered requests.
 
-    Every submitted request gets exactly one call of its `on_output`, on the
-    reader thread, unless the client is stopped first.
+    Each submitted request gets exactly one call of its `on_output`, on the reader thread, unless
+    the client is stopped first.
 
-    Always: held = sent + unsent + those in trials, each request in one of them.
+    Always: held = sent + unsent + those in trials; each request is in one of them.
     """
 
     def __init__(self, spec: EngineSpec) -> None:
@@ -78,19 +76,19 @@ class EngineClient:
         self._sized: Sized | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
-        # A signal handler that gives jobs back comes here, on a thread that may hold it.
+        # Reentrant: a signal handler that releases jobs may run on the thread that holds it.
         self._lock = threading.RLock()
         self._wake = threading.Condition(self._lock)
         self._held: dict[int, _HeldRequest] = {}
         self._sent: dict[int, None] = {}  # ordered
         self._unsent: deque[int] = deque()
         self._trials: deque[Sequence[int]] = deque()
-        self._on_trial = False  # what is sent is a trial, and gets no company
-        self._alone: int | None = None  # the request that stood alone when the process last ended
-        self._cancelled: set[int] = set()  # until their output comes, whichever process gives it
-        self._cancelled_there: set[int] = set()  # of those, what this process was told
-        # Since when the reader has waited for a frame; None: it hands one out, and what the
-        # process says meanwhile is not heard, however well it is.
+        self._on_trial = False  # the sent requests are a trial, and no others are sent
+        self._alone: int | None = None  # the request that was alone when the process last ended
+        self._cancelled: set[int] = set()  # until their output arrives, from whichever process
+        self._cancelled_there: set[int] = set()  # those that the present process knows of
+        # Since when the reader has waited for a frame. None: it is handing one out, and frames that
+        # arrive meanwhile are not yet seen.
         self._silent_since: float | None = None
         self._ready = False
         self._stopping = False
@@ -99,7 +97,7 @@ class EngineClient:
     # --- life ------------------------------------------------------------------------------
 
     def start(self) -> ModelCard:
-        """Load the model; returns what was loaded, or raises EngineUnusable."""
+        """Load the model; returns its card, or raises EngineUnusable."""
         self._spawn()
         card = self._load()
         for name, body in (("reader", self._read), ("sender", self._send)):
@@ -109,7 +107,7 @@ class EngineClient:
         return card
 
     def stop(self) -> None:
-        """End the process; requests without an output get none. May be called twice."""
+        """End the process; unanswered requests get no output. May be called twice."""
         with self._lock:
             self._stopping = True
             unwanted = bool(self._held)
@@ -118,7 +116,7 @@ class EngineClient:
         if process is None:
             return
         if unwanted:
-            process.kill()  # nobody waits for the step it is in
+            process.kill()  # the step that it is in is not waited for
         try:
             if connection is not None:
                 connection.send_bytes(to_bytes(Stop()))
@@ -140,13 +138,13 @@ class EngineClient:
 
     @property
     def sized(self) -> Sized:
-        """The limits of the engine, and the reason for each."""
+        """The limits of the engine and the reason for each."""
         assert self._sized is not None, "the engine was not started"
         return self._sized
 
     @property
     def figures(self) -> EngineFigures:
-        """The present figures of the process; also before its model is loaded."""
+        """The present figures of the process, even before its model is loaded."""
         spec = self._sized.spec if self._sized is not None else self.spec
         return EngineFigures(
             model=spec.alias,
@@ -172,20 +170,20 @@ class EngineClient:
 
     def submit(self, requests: Iterable[Request], on_output: Callable[[Output], None]) -> None:
         with self._lock:
-            if not self._unsent:  # or the sender knows, and what comes now goes along
+            if not self._unsent:  # otherwise the sender is awake already and takes these too
                 self._wake.notify_all()
             for request in requests:
                 self._held[request.id] = _HeldRequest(request, on_output)
                 self._unsent.append(request.id)
 
     def cancel(self, request_ids: Iterable[int]) -> None:
-        """Ask for these to leave at the next step; each still gets its one output."""
+        """Cancel requests at the next step; each still gets its one output."""
         with self._lock:
             self._cancelled.update(id for id in request_ids if id in self._held)
             self._wake.notify_all()
 
     def kill_if_stalled(self, now: float, stall_seconds: float) -> None:
-        """End a process that has answered nothing for so long; what it held goes to trial."""
+        """Kill a process without output for so long; its requests are run again in halves."""
         with self._lock:
             if self._silent_since is None:
                 return
@@ -208,8 +206,8 @@ class EngineClient:
 
     def _start_process(self, fd: int) -> subprocess.Popen[bytes]:
         """Start an engine process that serves at one end of a socket pair."""
-        # The child imports the package that this process runs, wherever it stands;
-        # -P, because the folder it stands in may have a `worker` of its own.
+        # The child imports the package of this process, wherever it is installed; -P, because the
+        # current folder may have its own `worker`.
         root = str(Path(worker.__file__).parent.parent)
         path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         return subprocess.Popen(
@@ -249,7 +247,7 @@ class EngineClient:
             return self._process.wait()
 
     def _read(self) -> None:
-        """The reader thread: hands out outputs; when the process ends, starts another."""
+        """The reader thread: hands out outputs and restarts the process when it ends."""
         assert self._connection is not None
         while True:
             with self._lock:
@@ -287,7 +285,7 @@ class EngineClient:
     # --- when the process has ended ------------------------------------------------------------
 
     def _revive(self) -> bool:
-        """Find whom to suspect, and start the process again; False when stopping."""
+        """Choose the suspects and start the process again; False when stopping."""
         with self._lock:
             self._ready = False
             if self._stopping:
@@ -305,7 +303,7 @@ class EngineClient:
         return self._restart()
 
     def _suspect(self) -> _HeldRequest | None:
-        """Put what was in the process up for trial; returns a request that stood alone twice."""
+        """Put the process's requests on trial; returns a request that was fatal alone twice."""
         with self._lock:
             suspects = list(self._sent)
             self._sent.clear()
@@ -315,8 +313,8 @@ class EngineClient:
             if alone is not None and alone == self._alone:
                 self._cancelled.discard(alone)
                 return self._held.pop(alone)
-            # The first time it may be chance: somebody killed the process, or the
-            # machine was short of memory, when nothing else happened to run.
+            # Once may be chance: the process was killed, or the machine was short of memory, while
+            # only this request ran.
             self._alone = alone
             self._trials.extendleft(reversed(halves(suspects)))
             return None
@@ -357,7 +355,8 @@ class EngineClient:
                 for frame in frames:
                     connection.send_bytes(to_bytes(frame))
             except OSError:
-                # It has ended: the reader sees it too, and takes what was sent to trial.
+                # The process has ended: the reader notices too, and puts the sent requests on
+                # trial.
                 time.sleep(0)
 
     def _has_frames(self) -> bool:

@@ -1,4 +1,4 @@
-"""The fleet: every engine of a worker, by the alias of its model."""
+"""EngineFleet: all engines of a worker, by the alias of their model."""
 
 import logging
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from typing import Any
 from db.session import Database
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.limits import AS_CONFIGURED
-from engine.protocol.messages import ModelCard
+from engine.protocol.model_card import ModelCard
 from engine.protocol.model_settings import ModelSettings
 from tasks.configuration.catalog import Model
 from worker.engines.cpu_count import threads_of_an_engine
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class EngineFleet:
-    """Owns the engine processes of a worker, one or more for each model; starts and stops once."""
+    """Owns the engine processes of a worker, one or more for each model. Starts and stops once."""
 
     def __init__(self, database: Database, models: Sequence[Model]) -> None:
         self._database = database
@@ -44,12 +44,12 @@ class EngineFleet:
         return tuple(self._replicas)
 
     def least_busy(self, alias: str) -> EngineClient | None:
-        """The engine of a model that holds the fewest requests; None: the model is not served."""
+        """The engine of a model that holds the fewest requests; None if the model is not served."""
         replicas = self._replicas.get(alias)
         return min(replicas, key=lambda client: client.num_held) if replicas else None
 
     def capacity(self) -> dict[str, int]:
-        """The jobs of each model that a worker wants at hand: what runs, and as many waiting."""
+        """The jobs of each model that a worker wants at hand: running, and as many waiting."""
         return {
             alias: sum(2 * (client.sized.spec.max_sequences or 0) for client in replicas)
             for alias, replicas in self._replicas.items()
@@ -74,7 +74,7 @@ class EngineFleet:
             client.stop()
 
     def _compare_weights(self, card: ModelCard) -> None:
-        """Log a warning where the weights differ from those that answered before."""
+        """Log a warning if the weights differ from those of earlier answers."""
         changed = changed_files(self._database, card)
         if changed is not None:
             self._changed_weights[card.alias] = changed
@@ -91,7 +91,7 @@ class EngineFleet:
     # --- reports -------------------------------------------------------------------------------
 
     def settings(self) -> list[dict[str, Any]]:
-        """Each engine's model card, its settings with their reasons, and its requests; JSON-able.
+        """Each engine's card, its settings with reasons, and its requests; JSON-able.
 
         `requests` counts those that ran in flight and those that ran by `model.generate`.
         """
@@ -134,9 +134,10 @@ class EngineFleet:
 
 
 def engine_spec(model: Model, threads: int, replica: int = 0) -> EngineSpec:
-    """The part of a model's settings that its engine process needs.
+    """The engine's part of a model's settings.
 
-    threads: where the model names no number; replica: the number of the process, from 0
+    threads: used if the model names no number
+    replica: the number of the process, from 0
     """
     shared = {each.name: getattr(model, each.name) for each in fields(ModelSettings)}
     languages = dict.fromkeys(code for entry in model.languages for code in entry.split(">"))

@@ -1,18 +1,18 @@
-"""Whether a model that was loaded is the one that answered before, by the hashes of its files."""
+"""Compares the hashes of a loaded model's files with those of the model that answered before."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from db.queries.model_cards import newest_card
 from db.session import Database
-from engine.protocol.messages import ModelCard
+from engine.protocol.model_card import ModelCard
 
 
 def changed_files(database: Database, card: ModelCard) -> dict[str, Any] | None:
-    """The weight files that differ since the model of this alias and checkpoint last answered.
+    """The weight files that differ since a model of this alias and checkpoint last answered.
 
-    None if nothing does, or nothing is known: another checkpoint under the alias is no change
-    of a file, and cards of before hashes were kept have none. JSON-able.
+    None if no file differs, or nothing is known: another checkpoint under the alias is no change of
+    a file, and old cards have no hashes. JSON-able.
     """
     with database.read() as session:
         newest = newest_card(session, card.alias)

@@ -1,1 +1,1 @@
-"""Guards: what is suspicious in an answer, and what is done about it."""
+"""Guards: detect suspicious answers, and retry, flag or fail them."""

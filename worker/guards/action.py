@@ -1,10 +1,10 @@
-"""Action: what a guard does about what is suspicious."""
+"""Action: how a guard treats a suspicious answer."""
 
 from enum import StrEnum
 
 
 class Action(StrEnum):
-    """A part that is tried again and still suspicious is flagged, or fails its job."""
+    """The treatment of an answer that stays suspicious after retries: flag it, or fail its job."""
 
     FLAG = "flag"
     RETRY = "retry"

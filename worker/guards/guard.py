@@ -1,4 +1,4 @@
-"""Guard: measures every answer before it is written, and says what is done about it."""
+"""Guard: measures every answer before it is written, and applies the configured action."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -21,12 +21,12 @@ Verdict = Callable[[Answer | JobError], None]
 
 
 class Guard:
-    """The guards of a worker, with a thread for what takes more than some microseconds."""
+    """The guards of a worker, with a thread for checks that take more than microseconds."""
 
     def __init__(self, table: Mapping[str, Any]) -> None:
-        """table: [guards] of `tidemill.toml`; raises SettingsError"""
+        """table: [guards] of `tidemill.toml`; raises SettingsError if it is invalid"""
         self._settings = GuardSettings.by_task(table)
-        # Asked of every job, and the same for all of a task.
+        # Looked up for every job; equal for all jobs of a task.
         self._retries = {task: each.retries for task, each in self._settings.items()}
         self._thread = ThreadPoolExecutor(1, "guards")
 
@@ -34,15 +34,17 @@ class Guard:
         self._thread.shutdown(wait=False)
 
     def recipe(self, work: Work) -> Steps:
-        """The recipe of a job, whose suspicious parts are tried again where settings say so."""
+        """The recipe of a job; suspicious parts are retried if the settings say so."""
         steps = RECIPES[work.task](work)
         if not self._retries[work.task]:
             return steps
         return retrying(steps, self._settings[work.task], language_of(work), work.request_ids)
 
     def examine(self, work: Work, answer: Answer, then: Verdict) -> None:
-        """Call `then` with the answer and its signals, or with the error that fails the job;
-        at once for a short answer, from the guards' thread for another."""
+        """Call `then` with the answer and its signals, or with the error that fails the job.
+
+        For a short answer the call comes at once, else from the guards' thread.
+        """
         settings = self._settings[work.task]
         if not settings.enabled:
             then(answer)
@@ -63,8 +65,8 @@ class Guard:
         try:
             return judged(settings, source, answer, language_of(work))
         except Exception as error:
-            # What is ours costs a result its signals, never the job. Only the type: a message
-            # may hold the user's text.
+            # A fault of ours costs a result its signals, never the job. Only its type is logged: a
+            # message may quote the user's text.
             log.error(
                 "guard failed",
                 extra={"job_id": str(work.job_id), "error": type(error).__name__},
@@ -75,7 +77,7 @@ class Guard:
 def judged(
     settings: GuardSettings, source: str, answer: Answer, language: str | None
 ) -> Answer | JobError:
-    """The answer with its signals; or the error of a guard that fails the job."""
+    """The answer with its signals, or the error of a guard that fails the job."""
     counts: dict[str, int] = {}  # that the recipe has not made
     if answer.signals.num_empty_parts is None:
         counts["num_empty_parts"] = int(not answer.output.strip())

@@ -1,5 +1,7 @@
-"""Suspicions: signals of an answer held against the settings. Pure but for the language
-detector."""
+"""Suspicions: compares the signals of an answer with the settings.
+
+Pure except for the language detector.
+"""
 
 from dataclasses import replace
 from typing import Any
@@ -18,18 +20,17 @@ from worker.guards.refusals import is_refusal
 from worker.guards.settings import GuardSettings
 
 SAMPLE_CHARACTERS = 600  # of a text whose language is looked at
-# Of a repetition that the source has too, so much more makes the answer's its own.
+# If the source is repetitive too, the answer must exceed it by this much.
 MORE_REPETITION = 0.2
 MIN_CONFIDENCE = 0.8  # in a language, before it is called the wrong one
-# Written so alike that no short text tells them apart.
+# Languages so similar that a short text does not distinguish them.
 ALIKE = ({"hr", "sr", "bs", "sh"}, {"id", "ms"}, {"no", "da"}, {"cs", "sk"}, {"gl", "pt"})
 
 
 def measured(
     settings: GuardSettings, source: str, answer: str, signals: Signals, **counts: int
 ) -> Signals:
-    """The signals completed by what is measured of these texts, and by counts; what is given
-    stays."""
+    """Complete the signals by measuring these texts; given signals stay."""
     num_before, num_after = length_of(source), length_of(answer)
     changes: dict[str, Any] = {**counts}
     if signals.length_ratio is None and num_before:
@@ -42,7 +43,7 @@ def measured(
 
 
 def detected(text: str) -> str | None:
-    """The language that a text is surely in, in two letters."""
+    """The language of a text if it is certain, in two letters."""
     guess = detect(_sample(text))
     return guess.language if guess.confidence >= MIN_CONFIDENCE else None
 
@@ -76,8 +77,7 @@ def suspicions(
 
 
 def untranslated(source: str, translation: str) -> tuple[int, int]:
-    """The letters of a sentence that stayed as they were, and all letters that say
-    anything of it."""
+    """The letters of a sentence that stayed unchanged, and all its letters that count."""
     if not has_words_to_translate(source):
         return 0, 0
     length = length_of(source)
@@ -85,7 +85,7 @@ def untranslated(source: str, translation: str) -> tuple[int, int]:
 
 
 def are_quick(settings: GuardSettings, source: str, answer: str) -> bool:
-    """Whether a few microseconds do, so that no other thread need be asked."""
+    """Whether the checks take only microseconds, so that no other thread is needed."""
     if len(source) + len(answer) > MAX_CHARACTERS // 20:
         return False
     return not settings.language or length_of(answer) < settings.min_letters

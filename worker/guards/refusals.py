@@ -1,7 +1,7 @@
-"""Refusals: answers in which a model says that it will not answer.
+"""Refusals: answers in which a model declines to answer.
 
-Only how an answer begins is looked at, and only for forms that models use of themselves: an
-apology with "I cannot" behind it, "I cannot help with that", "as an AI". Pure, and some
+Only the beginning of an answer is checked, and only for phrases that models use about themselves:
+an apology followed by "I cannot", "I cannot help with that", "as an AI". Pure, and some
 microseconds for an answer.
 """
 
@@ -121,9 +121,9 @@ BUT = re.compile(r"(?:but|aber|mais|pero|ma|mas|maar|ale|но|але|however),? 
 
 
 def is_refusal(text: str, phrases: Iterable[str] = ()) -> bool:
-    """Whether a text begins by refusing to answer.
+    """Whether a text begins with a refusal.
 
-    phrases: further beginnings of a sentence, in small letters
+    phrases: further beginnings of a sentence, in lower case
     """
     head = text[:HEAD_CHARACTERS].casefold().translate(SIGNS)
     begun = tuple(phrases)

@@ -1,4 +1,4 @@
-"""Retries: a part whose answer is suspicious is asked for once more, in another way."""
+"""Retries: requests a part once more, with other parameters, if its answer is suspicious."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -6,7 +6,9 @@ from typing import Any
 
 from db.outcome import Answer, Signals
 from db.suspicion import Suspicion
-from engine.protocol.messages import Output, Params, Request
+from engine.protocol.output import Output
+from engine.protocol.request import Request
+from engine.protocol.sampling_params import SamplingParams
 from worker.documents.languages import short_code
 from worker.guards.reasons import measured, suspicions, untranslated
 from worker.guards.settings import GuardSettings
@@ -15,17 +17,16 @@ from worker.recipes.recipe import Fallible, Steps
 MIN_NEW_TOKENS = 4  # of an answer that was empty
 NO_REPEAT_NGRAM_SIZE = 3
 NUM_BEAMS = 4
-# What a part by itself can be tried again for; a translation sees to its placeholders and
-# terms by itself.
+# Reasons to retry a single part; the translate recipe retries for placeholders and terms itself.
 OF_A_PART = frozenset(Suspicion) - {Suspicion.PLACEHOLDERS_MISSED, Suspicion.TERMS_MISSED}
 
 
 def retrying(
     steps: Steps, settings: GuardSettings, language: str | None, request_ids: Iterator[int]
 ) -> Steps:
-    """A recipe's steps, with suspicious outputs replaced by better ones before it sees them.
+    """Wrap a recipe's steps: suspicious outputs are retried before the recipe sees them.
 
-    language: that answers should have, in two letters; None: that of their source
+    language: the answers' expected language, in two letters; None: that of their source
     """
     requests = next(steps)
     num_retried = num_better = prompt_tokens = completion_tokens = 0
@@ -67,7 +68,7 @@ def retrying(
 
 
 def _recorded(requests: Iterable[Request], recorded: list[Request]) -> Iterable[Request]:
-    """The same requests, noted as they are made: a long step makes them as there is room."""
+    """Yield the requests and record them, since a long step makes them lazily."""
 
     def noted() -> Iterator[Request]:
         for request in requests:
@@ -79,8 +80,8 @@ def _recorded(requests: Iterable[Request], recorded: list[Request]) -> Iterable[
 
 def _retry_params(
     settings: GuardSettings, request: Request, output: Output, language: str | None
-) -> Params | None:
-    """The params of a retry; None if the output has no suspicion that calls for one."""
+) -> SamplingParams | None:
+    """The params of a retry; None if no suspicion of the output calls for one."""
     reasons = [
         each
         for each in _suspicions(settings, request, output, language)
@@ -92,12 +93,12 @@ def _retry_params(
 
 
 def changed(
-    params: Params,
+    params: SamplingParams,
     reasons: Iterable[Suspicion],
     used: Mapping[str, Any],
     retry_with: Mapping[str, Any],
-) -> Params:
-    """The params of a retry: other ones for each reason, and over them what settings say."""
+) -> SamplingParams:
+    """The params of a retry: changed for each reason, and then overridden by the settings."""
     changes: dict[str, Any] = {}
     for reason in reasons:
         match reason:
@@ -138,7 +139,7 @@ def _suspicions(
     best = output.choices[0]
     num_left, num_letters = 0, 0
     if request.task == "translate":
-        # On a way through several languages, this one's.
+        # On a route through several languages, that of this request.
         language = short_code(request.target_language or language or "")
         num_left, num_letters = untranslated(source, best.text)
     counts = Signals(

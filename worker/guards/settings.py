@@ -1,4 +1,4 @@
-"""The settings of the guards: the [guards] table of `tidemill.toml`, and one a task in it."""
+"""Guard settings: the [guards] table of `tidemill.toml` and its tables by task."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -6,7 +6,7 @@ from math import inf
 from typing import Any, Self, get_args
 
 from db.suspicion import Suspicion
-from engine.protocol.messages import PARAMS
+from engine.protocol.sampling_params import PARAMS
 from engine.protocol.task_names import TaskName
 from tasks.errors import SettingsError
 from worker.guards.action import Action
@@ -25,7 +25,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuardSettings:
-    """The limits of the signals of one task, and the action where one is passed."""
+    """The limits of one task's signals, and the action when one is exceeded."""
 
     enabled: bool = True  # false: nothing is looked at, and no signal is kept
     action: Action = Action.FLAG  # flag, retry, fail, or retry_or_fail
@@ -49,12 +49,12 @@ class GuardSettings:
 
     @property
     def retries(self) -> bool:
-        """Whether any part may be asked for again."""
+        """Whether any part may be retried."""
         return self.enabled and any(self.action_for(each).retries for each in Suspicion)
 
     @classmethod
     def by_task(cls, table: Mapping[str, Any]) -> dict[str, Self]:
-        """Read the table; raises SettingsError naming the setting and the fault."""
+        """Read the table; raises SettingsError with the name of a faulty setting."""
         if not isinstance(table, Mapping):
             raise SettingsError("guards is not a table; write [guards]")
         common = {name: value for name, value in table.items() if name not in TASKS}

@@ -1,1 +1,1 @@
-"""Masking: what is personal in a job's text stays here, and the model sees placeholders."""
+"""Masking: replaces personal data in a job's text by placeholders before the model sees it."""

@@ -1,7 +1,7 @@
-"""Addresses: of e-mail, of the internet protocol, and the secrets that are written into URLs.
+"""Finds e-mail addresses, IP addresses, and secrets in URLs.
 
-Each finder looks for a sign that every match has (`@`, `:`, `://`) and only then around it, and
-looks no further than so many characters: a text without any is read at the speed of a search.
+Each finder searches for a sign that every match has (`@`, `:`, `://`) and then looks around it up
+to a fixed distance: a text without the sign is read at the speed of a search.
 """
 
 import re
@@ -10,8 +10,8 @@ from ipaddress import IPv6Address
 
 from worker.masking.match import Match
 
-# Letters of scripts whose words stand apart. Chinese, Thai and others may follow an address, or
-# go before it, without a space; there they are a part of it only where nothing else is.
+# Letters of scripts with spaces between words. Chinese, Thai and others may stand next to an
+# address without a space; they belong to it only where it has no other letters.
 _LETTERS = r"A-Za-z0-9_\u00c0-\u0dff\u1e00-\u1fff"
 AT, AT_IN_URL = re.compile("@"), re.compile("@|%40")
 # Signs that may be a part of it, but not `/=?|`, which stand before one as often.
@@ -37,7 +37,8 @@ USERINFO = re.compile(
 )
 SECRET = re.compile(
     r"[?&;#]"
-    # Anywhere in a name; and what is a word of a name, or there were one in `monkey` and `author`.
+    # Parts that match anywhere in a parameter's name, and parts that must be a word of it, as `key`
+    # is not in `monkey`.
     r"(?:[\w.%\[\]-]{0,40}?(?:token|secret|passw(?:or)?[dt]|passphrase|pwd|signature|credential"
     r"|session|api_?key|access_?key|private_?key|auth_?key|auth_?code)[\w.%\[\]-]{0,40}"
     r"|(?:[\w.%\[\]-]{0,40}(?:[._%\[-]|%5B))?(?:key|sig|sign|hmac|auth|otp|jwt|sid|pass|pw|pin|ticket)"
@@ -58,7 +59,7 @@ MAX_IPV6_CHARACTERS = 45
 
 
 class Emails:
-    """Finds addresses of e-mail."""
+    """Finds e-mail addresses."""
 
     def find(self, text: str) -> Iterator[Match]:
         end = 0
@@ -123,7 +124,7 @@ def _padded(encoded: re.Match[str]) -> str:
 
 
 class IpAddresses:
-    """Finds addresses of both versions of the internet protocol."""
+    """Finds IPv4 and IPv6 addresses."""
 
     def find(self, text: str) -> Iterator[Match]:
         end = 0
@@ -138,7 +139,7 @@ class IpAddresses:
 
 
 def _ipv6_around(text: str, after: int, start: int, end: int) -> tuple[int, int]:
-    """The range of an address around two colons, which is empty where there is none."""
+    """The range of an address around two colons; empty if there is none."""
     first = max(after, start - MAX_IPV6_CHARACTERS)
     while start > first and text[start - 1] in _HEX:
         start -= 1

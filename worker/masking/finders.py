@@ -1,7 +1,8 @@
-"""Finders: what personal data is looked for. Rules find what its form alone gives away; they do
-not find names: see docs/masking.md.
+"""Finders: the rules that find personal data, by its form only.
 
-Every pattern of ours is bounded, so that no text takes quadratic time.
+They do not find names: see docs/masking.md.
+
+All our patterns are bounded, so that no text takes quadratic time.
 """
 
 import importlib
@@ -25,8 +26,10 @@ __all__ = ["Finder", "Match", "compiled", "finders_of"]
 
 @dataclass(frozen=True, slots=True)
 class Forms:
-    """Finds by our own rules, to which the digits of all scripts are one, and what nobody sees is
-    first nothing and then a space."""
+    """Finds matches of our own rules, in the digits of all scripts.
+
+    Invisible characters are left out first; the rest is searched again with spaces in their place.
+    """
 
     rules: tuple[Finder, ...]
 
@@ -46,7 +49,7 @@ class Forms:
 
 @dataclass(frozen=True, slots=True)
 class OwnPattern:
-    """A finder of an operator's expression, bounded in time: `(a+)+$` takes years."""
+    """A finder of an operator's regular expression, bounded in time: `(a+)+$` could take years."""
 
     kind: str
     pattern: str
@@ -77,7 +80,7 @@ def compiled(pattern: str) -> Any:
 
 
 def finders_of(rules: MaskingRules) -> tuple[Finder, ...]:
-    """The finders of the rules, in order: what one has found, the next does not see.
+    """The finders of the rules, in order of precedence.
 
     Raises SettingsError.
     """
@@ -97,7 +100,7 @@ def finders_of(rules: MaskingRules) -> tuple[Finder, ...]:
 
 
 def plugged_in(name: str) -> Finder:
-    """The object of "module:object"; raises SettingsError."""
+    """Load the object named "module:object"; raises SettingsError."""
     module, _, attribute = name.partition(":")
     try:
         finder = getattr(importlib.import_module(module), attribute)

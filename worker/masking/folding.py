@@ -1,7 +1,7 @@
-"""Folding: a text of equal length whose digits, dashes and spaces are those of ASCII.
+"""Folding: maps digits, dashes and spaces of all scripts to ASCII, at equal length.
 
-`４１１１` and `٤١١１` are the digits of a card as `4111` is, and a number is copied from a web
-page with spaces and dashes of every kind, and with marks that nobody sees.
+`４１１１` and `٤١١１` are digits of a card number like `4111`, and a number from a web page
+may have spaces and dashes of any kind, and invisible characters.
 """
 
 import unicodedata

@@ -1,4 +1,4 @@
-"""Masks a job's texts, and puts back into its answer what was taken out."""
+"""Masker: masks a job's texts, and restores the masked data in its answer."""
 
 import json
 import re
@@ -20,17 +20,17 @@ MAX_REPORTED = 100
 
 @dataclass(frozen=True, slots=True)
 class Masker:
-    """Finds in order; where two finds overlap, the first has it."""
+    """Masks by finders in order; where matches overlap, the first wins."""
 
     finders: tuple[Finder, ...]
 
     @property
     def is_foreign(self) -> bool:
-        """Whether a finder is an operator's, of which nobody knows how long it takes."""
+        """Whether any finder is an operator's own, whose running time is unknown."""
         return not all(isinstance(each, Forms) for each in self.finders)
 
     def num_characters(self, contract: Mapping[str, Any]) -> int:
-        """The characters that are looked at."""
+        """The number of characters that are searched."""
         return sum(
             len(text)
             for name, value in contract.items()
@@ -43,12 +43,11 @@ class Masker:
     ) -> "MaskedWork":
         """A job's contract with placeholders.
 
-        What is taken out follows from the contract alone: so another attempt makes the same
-        placeholders, and what was kept of the first fits. One thing is one placeholder,
-        however often it stands there.
+        They follow from the contract alone, so another attempt makes the same placeholders, and
+        stored segments of the first one fit. Equal values get the same placeholder.
 
-        earlier: what placeholders of an earlier attempt stand for. Under other rules these stay
-        what they were, and what the rules find besides gets others.
+        earlier: the placeholders of an earlier attempt and their values. If the rules have changed,
+                 these stay, and new matches get other placeholders
         """
         earlier = earlier or {}
         work = MaskedWork(
@@ -89,11 +88,11 @@ SOURCE = (
     "tools",
     "system",
 )
-# And those that say what it is to write, which no answer need hold.
+# Fields that instruct the model, whose text need not occur in the answer.
 DEMANDS = ("chat_template_kwargs", "stop")
 SCHEMA = "json_schema"
-# Of a schema, what is shown to a model or may stand in its answer. All else is the schema's own: a
-# pattern with a placeholder in it would be another.
+# The parts of a schema that a model sees or that may occur in its answer. Others must not change: a
+# pattern with a placeholder would be another pattern.
 SCHEMA_TEXTS = ("enum", "const", "default", "examples", "title", "description", "$comment")
 SCHEMAS_BY_NAME = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 # Within messages: words of the protocol, which are none of the user's.
@@ -117,7 +116,7 @@ Change: TypeAlias = Callable[[str], str]
 
 
 def _changed(name: str, value: Any, change: Change) -> Any:
-    """The field of a contract with what a model sees of it changed."""
+    """The field of a contract with the texts changed that a model sees."""
     if name == SCHEMA:
         return _changed_schema(value, change)
     if name in SOURCE or name in DEMANDS:
@@ -161,7 +160,7 @@ def _kind_of(placeholder: str) -> str:
 
 
 class _Names:
-    """Placeholders that stand in none of the job's texts by themselves."""
+    """Makes placeholders that occur in none of the job's texts."""
 
     def __init__(self, texts: Iterable[str]) -> None:
         self._in_text = {name for text in texts for name in MASKED.findall(text)}
@@ -177,7 +176,7 @@ class _Names:
 
 @dataclass(slots=True)
 class MaskedWork:
-    """A contract with placeholders, and what they stand for."""
+    """A contract with placeholders, and the values behind them."""
 
     contract: dict[str, Any]
     names: _Names
@@ -195,7 +194,7 @@ class MaskedWork:
         return placeholder
 
     def restored(self, answer: Answer) -> Answer:
-        """The answer for the user, and in its provenance what became of the placeholders."""
+        """The answer with its values restored, and a masking report in its provenance."""
         is_json = "json_schema" in self.contract or bool(self.contract.get("json_object"))
         if is_json:
             alternatives = tuple(map(_unescaped, answer.alternatives))
@@ -220,16 +219,16 @@ class MaskedWork:
         )
 
     def put_back(self, text: str, *, is_json: bool = False) -> str:
-        """The text with what its placeholders stand for.
+        """The text with placeholders replaced by their values.
 
-        is_json: they stand in strings of JSON, in which a quotation mark is not itself
+        is_json: whether the text is JSON, in whose strings values must be escaped
         """
 
         def value(match: re.Match[str]) -> str:
             original = self.values.get(match.group(), match.group())
             return json.dumps(original, ensure_ascii=False)[1:-1] if is_json else original
 
-        # At one stroke: what a placeholder stands for is no place for another.
+        # In one pass, so that a restored value is not searched for placeholders.
         return MASKED.sub(value, text)
 
 
@@ -241,7 +240,7 @@ ESCAPED = re.compile(
 
 
 def _unescaped(text: str) -> str:
-    """A text of JSON with the brackets of placeholders as they are."""
+    """JSON text with the brackets of placeholders unescaped."""
     return ESCAPED.sub(r"\1⟦\2⟧", text) if "\\u27" in text else text
 
 
@@ -250,10 +249,10 @@ def _first(counts: Mapping[str, int]) -> dict[str, int]:
 
 
 class Maskers:
-    """A masker for each task and tenant that has rules."""
+    """The masker of each task and tenant that has rules."""
 
     def __init__(self, masking: Masking) -> None:
-        """Raises SettingsError where a rule cannot be followed."""
+        """Raises SettingsError if a rule is invalid."""
         self._masking = masking
         self.masks = masking.masks  # whether any job may be masked
         for rules in (masking.for_all, *masking.by_task.values(), *masking.by_tenant.values()):
@@ -261,7 +260,7 @@ class Maskers:
         self._made = cache(self._make)
 
     def masker_for(self, task: str, tenant: str) -> Masker | None:
-        """The masker of such a job; None: nothing of it is masked."""
+        """The masker of a job; None if nothing of it is masked."""
         # Of tenants there is no end; of those that the configuration names there is.
         return self._made(task, tenant if tenant in self._masking.by_tenant else "")
 

@@ -1,4 +1,4 @@
-"""Match: a range of a text that is to be masked, and the finders that say so."""
+"""Match: a range of a text to mask, and the interface of finders."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,7 +13,7 @@ UNMASKED = re.compile(r"\w(?:[^\x00]*\w)?")  # what is masked is blanked by \x00
 
 @dataclass(frozen=True, slots=True, order=True)
 class Match:
-    """A range of a text to mask, and its kind, as EMAIL."""
+    """A range of a text to mask, and its kind, such as EMAIL."""
 
     start: int
     end: int
@@ -21,15 +21,17 @@ class Match:
 
 
 class Finder(Protocol):
-    """A rule that finds matches. Several threads may call it, and equal texts should give equal
-    matches."""
+    """A rule that finds matches. It must be thread-safe, and should be deterministic."""
 
     def find(self, text: str) -> Iterable[Match]: ...
 
 
 def matches_of(finders: Sequence[Finder], text: str) -> list[Match]:
-    """The matches in order. Where some overlap, the first finder's and the longest have the place,
-    and of the others the rest: whatever any of them has found is masked."""
+    """The matches in order.
+
+    Where some overlap, the first finder's and then the longest wins, and the rest of the others is
+    masked separately: whatever a finder has found is masked.
+    """
     matches: list[Match] = []
     free = text
     for finder in finders:
@@ -45,7 +47,7 @@ def matches_of(finders: Sequence[Finder], text: str) -> list[Match]:
 
 
 def _unmasked_parts(free: str, match: Match, at: int) -> Iterator[Match]:
-    """The match if nothing of it is masked, else the rest without the signs around it."""
+    """The match if none of it is masked, else its unmasked rest without surrounding punctuation."""
     if match.start >= at and "\x00" not in free[match.start : match.end]:
         yield match
         return
@@ -54,7 +56,7 @@ def _unmasked_parts(free: str, match: Match, at: int) -> Iterator[Match]:
 
 
 def _within(matches: Iterable[Match], length: int) -> Iterable[Match]:
-    """The matches that lie within the text: a plugged-in finder may say anything."""
+    """The matches that lie within the text, since a plugged-in finder may return anything."""
     for each in matches:
         if 0 <= each.start < each.end <= length:
             yield each if is_kind(each.kind) else Match(each.start, each.end, kind_of(each.kind))
@@ -65,8 +67,11 @@ def is_kind(label: object) -> bool:
 
 
 def kind_of(label: object) -> str:
-    """A label of another program's as a kind: `EMAIL_ADDRESS` and `person` are found as much as
-    `NAME` is, and a placeholder of another form would never be put back."""
+    """Turn another program's label into a kind.
+
+    Labels such as `EMAIL_ADDRESS` and `person` are normalised, since a placeholder of another form
+    would never be restored.
+    """
     letters = re.sub("[^A-Z0-9]", "", str(label or "").upper()).lstrip("0123456789")
     return letters[:MAX_KIND] or "OTHER"
 

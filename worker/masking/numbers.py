@@ -1,4 +1,4 @@
-"""Numbers: cards and bank accounts."""
+"""Finds card numbers and IBANs."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -38,7 +38,7 @@ IBAN_LENGTHS = {
 
 
 class Ibans:
-    """Finds IBANs: the length of their country, with the right check digits (mod 97)."""
+    """Finds IBANs, by the length for their country and their check digits (mod 97)."""
 
     def find(self, text: str) -> Iterator[Match]:
         for match in IBAN.finditer(text):
@@ -54,8 +54,10 @@ class Ibans:
 
 
 class Cards:
-    """Finds card numbers: 13 to 19 digits with the right check digit (Luhn); other numbers may
-    follow."""
+    """Finds card numbers: 13 to 19 digits with a valid check digit (Luhn).
+
+    Other digits may follow.
+    """
 
     def find(self, text: str) -> Iterator[Match]:
         at = 0
@@ -78,7 +80,7 @@ def _places(text: str, start: int, end: int) -> list[int]:
 
 
 def _is_end(text: str, places: Sequence[int], length: int) -> bool:
-    """Whether there are so many, and no word goes on behind the last of them."""
+    """Whether there are `length` characters, and no word continues after the last."""
     if length > len(places):
         return False
     following = text[places[length - 1] + 1 : places[length - 1] + 2]
@@ -91,18 +93,20 @@ def is_iban(characters: Sequence[str]) -> bool:
 
 
 def card_lengths(written: str) -> list[int]:
-    """How many of the first digits may be a card, longest first: those for which Luhn's sum is
-    right; one digit repeated is no card."""
+    """The numbers of leading digits with a valid Luhn check digit, longest first.
+
+    A single repeated digit is no card.
+    """
     digits = [*map(int, NO_DIGITS.sub("", written))]
     if len(set(digits)) == 1:
         return []
-    # The last digit counts as it is, and every other one before it twice: for an even number of
-    # digits the first is doubled, for an odd one the second.
-    twice = [DOUBLED[each] for each in digits]
+    # Luhn doubles every other digit before the last: for an even number of digits from the first
+    # on, for an odd one from the second on.
+    doubled = [DOUBLED[each] for each in digits]
     sums = []
     for first in (0, 1):
         counted = digits.copy()
-        counted[first::2] = twice[first::2]
+        counted[first::2] = doubled[first::2]
         sums.append([*accumulate(counted)])
     return [
         length

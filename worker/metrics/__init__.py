@@ -1,1 +1,1 @@
-"""Metrics: what a worker counts, and how Prometheus reads it. Off, nothing is counted or loaded."""
+"""Metrics: what a worker counts for Prometheus. If they are off, nothing is counted or loaded."""

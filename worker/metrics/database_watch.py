@@ -1,5 +1,7 @@
-"""Figures of the database for Prometheus: the leader alone reads them, and never during
-a scrape."""
+"""DatabaseWatch: figures of the database for Prometheus.
+
+Only the leader reads them, and never during a scrape.
+"""
 
 import shutil
 import time
@@ -29,7 +31,8 @@ from tasks.canaries import Canary, canary_outcomes
 from worker.periodic_thread import PeriodicThread
 
 WATCH_SECONDS = 5.0
-# Of a statement's own time: so it takes the database one part in so many, however long its table.
+# The pause after a statement, as a multiple of its own time, which bounds its share of the
+# database's time.
 REST_FACTOR = 50.0
 JUDGE_SECONDS = 600.0  # between two looks at quality, which changes by the day
 NEWEST, REFERENCE = timedelta(days=1), timedelta(days=28)
@@ -53,7 +56,7 @@ class _Polled:
 
 
 class DatabaseWatch:
-    """Asks every few seconds while this worker leads; a scrape is given what was heard last."""
+    """Polls every few seconds while this worker leads; a scrape gets the latest figures."""
 
     def __init__(
         self,
@@ -64,7 +67,9 @@ class DatabaseWatch:
         clock: Callable[[], float] = time.monotonic,
         canaries: Sequence[Canary] = (),
     ) -> None:
-        """models: those of the configuration; folder: on the disk that is this worker's"""
+        """models: those of the configuration
+        folder: on the disk that this worker writes to
+        """
         self._database = database
         self._leads = leads
         self._models = tuple(models)
@@ -75,12 +80,12 @@ class DatabaseWatch:
         self._canaries = canaries
         self._drift: tuple[Drift, ...] = ()
         self._num_alarming = 0
-        self._judge_at = 0.0  # not before then is quality looked at again
+        self._judge_at = 0.0  # the next look at quality
         self._looked: _Polled | None = None
         self._ended: tuple[EndedJobs, ...] = ()
-        self._daily_head: Head | None = None  # of the audit, as it was at this day's first look
-        self._day_at = 0.0  # not before then is it another
-        self._count_at = 0.0  # not before then are ended jobs counted again
+        self._daily_head: Head | None = None  # the audit's head at the first look of this day
+        self._day_at = 0.0  # when it is replaced
+        self._count_at = 0.0  # the next count of ended jobs
         self._thread = PeriodicThread("metrics", WATCH_SECONDS, self.look)
 
     def start(self) -> None:
@@ -91,7 +96,7 @@ class DatabaseWatch:
         self._thread.stop()
 
     def look(self) -> float | None:
-        """Ask, if this worker leads; returns the seconds to wait."""
+        """Poll if this worker leads; returns the seconds until the next poll."""
         if not self._leads():
             self._looked = None
             return 1.0
@@ -116,7 +121,7 @@ class DatabaseWatch:
         return max(WATCH_SECONDS, REST_FACTOR * (counted_at - started_at))
 
     def _judge(self) -> None:
-        """Compare the newest results with those before, and canaries with what they should say."""
+        """Compare the newest results with earlier ones, and canaries with expected answers."""
         started_at = self._clock()
         with self._database.read() as session:
             self._drift = tuple(find_drift(session, period=NEWEST, reference=REFERENCE))
@@ -221,7 +226,7 @@ class DatabaseWatch:
         )
 
     def _of_audit(self, now: Head) -> Iterator[Metric]:
-        """The audit's end; and once a day its hash, for a cut end to show against."""
+        """The audit's last entry. Its hash is logged daily, so that a truncated chain shows."""
         yield GaugeMetricFamily(
             "tidemill_audit_entries",
             "The number of the audit's last entry; it never falls.",

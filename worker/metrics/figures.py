@@ -1,8 +1,8 @@
-"""Figures of a worker at a moment, as a scrape sees them."""
+"""Figures of a worker at one moment, for a scrape."""
 
 from dataclasses import dataclass
 
-from engine.protocol.messages import Progress
+from engine.protocol.progress import Progress
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,7 @@
-"""Events of a worker that can be counted. The base class counts nothing: metrics are off."""
+"""Metrics: the events of a worker.
+
+This base class counts nothing and serves when metrics are off.
+"""
 
 from collections.abc import Iterable
 from typing import Literal
@@ -10,42 +13,42 @@ CacheResult = Literal["hit", "miss", "joined"]
 
 
 class Metrics:
-    """Called at events, by any thread, after the commit that makes them true.
+    """Called at events, from any thread, after the commit that makes them true.
 
-    No call may raise: nothing that a worker does depends on being counted.
+    No call may raise: a worker does not depend on its metrics.
     """
 
     def count_outcome(
         self, task: str, model: str, outcome: Outcome, wait_seconds: float, run_seconds: float
     ) -> None:
-        """An attempt ended, and the database has it. wait_seconds: of its job, since submitted."""
+        """Count an attempt that ended in the database. wait_seconds: from the job's submission"""
 
     def count_refused(self, jobs: Iterable[EndedJob]) -> None:
-        """Messages that were no jobs to run are kept as jobs that have ended."""
+        """Count messages that could not be run and were stored as ended jobs."""
 
     def count_fenced(self, num: int) -> None:
-        """Outcomes came to nothing, for the jobs were another attempt's by then."""
+        """Count outcomes that the fence refused, since another attempt had the job by then."""
 
     def count_lost(self, num: int) -> None:
-        """Attempts were given up here: cancelled, past their deadline, or taken over."""
+        """Count attempts that were abandoned: cancelled, overdue or taken over."""
 
     def count_expired_leases(self, num: int) -> None:
-        """The leader put jobs of silent workers back in line."""
+        """Count jobs of silent workers that the leader requeued."""
 
     def count_expired(self, jobs: Iterable[tuple[str, str]]) -> None:
-        """The leader ended jobs whose deadline has passed; (task, model) of each."""
+        """Count jobs that the leader ended at their deadline. jobs: (task, model) of each"""
 
     def count_published(self, model: str, lane: str, num: int) -> None:
-        """The dispatcher sent out ids of jobs."""
+        """Count job ids that the dispatcher published."""
 
     def count_cache(self, task: str, model: str, result: CacheResult) -> None:
-        """A job asked the cache of answers. joined: another job is about to have the answer."""
+        """Count a look-up in the content cache. joined: an equal request was already running"""
 
     def start(self) -> None:
-        """Begin to serve them."""
+        """Start to serve the metrics."""
 
     def stop(self) -> None:
-        """May be called twice, or without `start`."""
+        """Stop serving. May be called twice, or without `start`."""
 
 
 NO_METRICS = Metrics()

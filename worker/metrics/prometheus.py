@@ -1,11 +1,11 @@
 """Prometheus metrics: counted at events, or read at a scrape.
 
-A label's values are few and known beforehand: tasks, models of the configuration, states,
-lanes, error codes. No tenant, batch or job is ever one.
+Label values are few and known beforehand: tasks, models of the configuration, states, lanes, error
+codes; never a tenant, batch or job.
 
-Counters are this process's own and rise after the commit that they count, so they never run
-ahead of the database. They end with the process; `tidemill_jobs`, which the leader reads from
-the database, is right whatever has died.
+Counters belong to this process and rise after the commit that they count, so they never run ahead
+of the database. They end with the process; `tidemill_jobs`, which the leader reads from the
+database, stays right whatever has died.
 """
 
 import logging
@@ -27,7 +27,7 @@ from prometheus_client.process_collector import ProcessCollector
 
 from db.outcome import Outcome
 from db.states import JobState
-from engine.protocol.messages import STEP_SECONDS
+from engine.protocol.progress import STEP_SECONDS
 from tasks.quarantine import EndedJob
 from worker.metrics.database_watch import DatabaseWatch
 from worker.metrics.figures import EngineFigures, WorkerFigures
@@ -40,10 +40,9 @@ RUN_SECONDS = (0.01, 0.05, 0.1, 0.5, 1, 2.5, 5, 15, 60, 300, 1800)
 
 
 class PrometheusMetrics(Metrics):
-    """The registry of this worker, and the HTTP server that serves it.
+    """The registry of this worker, and the HTTP server for it.
 
-    A port that is taken costs the figures, not the work: it is said in the log, and the worker
-    goes on without.
+    If the port is taken, the worker logs that and goes on without metrics.
     """
 
     def __init__(
@@ -185,7 +184,7 @@ class _Observed:
         self._observe = observe
 
     def describe(self) -> list[Metric]:
-        """Reads nothing; Prometheus's client would else scrape once to register."""
+        """Return no metrics; otherwise Prometheus's client would scrape once to register."""
         return []
 
     def collect(self) -> Iterator[Metric]:

@@ -1,4 +1,4 @@
-"""The recipes, one a task."""
+"""Recipes: one for each task."""
 
 from dataclasses import replace
 
@@ -19,8 +19,7 @@ RECIPES: dict[str, Recipe] = {
 
 
 def steps_of(work: Work, recipe: Recipe | None = None) -> Steps:
-    """A job's recipe, or the given one that stands for it; where the job's text is masked, it sees
-    placeholders and nothing else."""
+    """A job's recipe, or the given replacement. A masked job's recipe sees only placeholders."""
     recipe = recipe or RECIPES[work.task]
     return recipe(work) if work.masker is None else _masked(recipe, work, work.masker)
 

@@ -1,10 +1,11 @@
-"""The assistant's next message: one request with the whole dialogue, or with what of it fits."""
+"""The chat recipe: one request with the whole dialogue, or with as much of it as fits."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from engine.protocol.messages import ChatTurn, Output, Request
+from engine.protocol.output import Output
+from engine.protocol.request import ChatTurn, Request
 from worker.attempts.dialogue import Dialogue, Messages, messages_of, num_characters, split_system
 from worker.errors import PreviousJobGone
 from worker.recipes.json_answer import (
@@ -43,10 +44,10 @@ def chat(work: Work) -> Steps:
 def _num_left_out(
     work: Work, system: Messages, turns: tuple[Messages, ...], own: Messages
 ) -> Asking[int]:
-    """The number of oldest turns to leave out, for the prompt to leave room for the answer.
+    """The number of oldest turns to leave out, so that there is room for the answer.
 
-    Found by halving: with fewer turns a prompt is never longer. Where it is too long even
-    without any, the engine refuses it, and says by how much.
+    Found by bisection, since a prompt never grows with fewer turns. If it is too long even without
+    any, the engine refuses it and says by how much.
     """
     least, most = 0, len(turns)
     num = 0  # most dialogues fit whole

@@ -1,10 +1,10 @@
-"""Draft: a sentence on its way to its translation."""
+"""Draft: the intermediate translation of one sentence."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from engine.protocol.messages import Output
+from engine.protocol.output import Output
 from worker.documents.translation.glossary import Term, missed_terms
 from worker.documents.translation.placeholders import Span, missed
 from worker.documents.translation.translatable import fragments
@@ -16,21 +16,21 @@ def is_empty(output: Output) -> bool:
 
 @dataclass(slots=True, eq=False)
 class Draft:
-    """A text on its way: one request, or the parts that it had to be taken apart into."""
+    """A text between source and translation: one request, or several for its fragments."""
 
     text: str
     max_characters: int  # of the parts, if it is too long
     spans: tuple[Span, ...] = ()
     terms: tuple[Term, ...] = ()
-    restored: Mapping[str, str] = field(default_factory=dict)  # what stands for what, until the end
+    restored: Mapping[str, str] = field(default_factory=dict)  # the placeholders and their values
     output: Output | None = None
     parts: "list[Draft | str] | None" = None
-    between: str | None = None  # what one model made of it, for the next one
-    was_cut: bool = False  # an answer on its way ended at its limit
+    between: str | None = None  # the translation so far, for the next model
+    was_cut: bool = False  # an intermediate answer ended at its length limit
 
     @property
     def words(self) -> str:
-        """The text that the next model reads."""
+        """The text for the next model."""
         return self.text if self.between is None else self.between
 
     @property
@@ -47,7 +47,7 @@ class Draft:
             yield self
 
     def outputs(self) -> Iterator[Output]:
-        """The outputs of the requests that the text is made of."""
+        """The outputs of all requests for the text."""
         for each in self._leaves():
             if each.output is not None:
                 yield each.output
@@ -62,12 +62,12 @@ class Draft:
 
     @property
     def has_empty(self) -> bool:
-        """Whether a model had nothing to say to this text, or to a part of it."""
+        """Whether a model answered this text, or a fragment of it, with nothing."""
         return any(is_empty(output) for output in self.outputs())
 
     @property
     def is_cut(self) -> bool:
-        """Whether an answer to it ended at its limit of length."""
+        """Whether an answer ended at its length limit."""
         return any(
             each.was_cut
             or (each.output is not None and each.output.choices[0].finish_reason == "length")
@@ -75,7 +75,7 @@ class Draft:
         )
 
     def choice(self, index: int) -> str:
-        """The translation; index: of the sequences returned."""
+        """The translation. index: of the returned sequences"""
         text = self._choice(index)
         for placeholder, translation in self.restored.items():
             text = text.replace(placeholder, translation)
@@ -90,7 +90,7 @@ class Draft:
         return self.output.choices[index].text
 
     def take(self, output: Output, *, is_last: bool) -> None:
-        """A model's answer: the translation, or what the next model reads."""
+        """Store a model's answer: the translation, or the text for the next model."""
         best = output.choices[0]
         if is_last or is_empty(output):
             self.output = output
@@ -99,7 +99,7 @@ class Draft:
             self.was_cut |= best.finish_reason == "length"
 
     def take_apart(self, parts: Iterable[tuple[str, bool]]) -> None:
-        """Into (text, whether it is to be translated)."""
+        """Split into fragments. parts: (text, whether to translate it)"""
         self.output = self.between = None
         self.was_cut = False
         self.parts = [
@@ -108,7 +108,7 @@ class Draft:
         ]
 
     def hold_terms(self) -> None:
-        """Begin anew, with placeholders in place of terms."""
+        """Start again with placeholders in place of glossary terms."""
         parts, restored, at = [], {}, 0
         for number, term in enumerate(self.terms, start=1):
             placeholder = f"{{T{number}}}"
@@ -122,20 +122,20 @@ class Draft:
         self.parts = [Draft(text, self.max_characters, restored=restored)]
 
     def go_around(self) -> None:
-        """Begin anew, around placeholders and terms: then nothing can touch these."""
+        """Start again with only the text between placeholders and terms."""
         spans = sorted([*self.spans, *(term.span for term in self.terms)])
         written = {term.span: term.translation for term in self.terms}
         self.take_apart(fragments(self.text, spans, written))
 
     def miss(self) -> Counter[str]:
-        """The placeholders that a translation has too few or too many of."""
+        """The placeholders that occur too rarely or too often in the translation."""
         if not self.spans:
             return Counter()
         losses = (missed(self.text, self.spans, each) for each in self._translations())
         return next(filter(None, losses), Counter())
 
     def miss_terms(self) -> Counter[str]:
-        """The translations of terms that are not where they should be, and how many of each."""
+        """The translations of terms that are missing, and how many of each."""
         if not self.terms:
             return Counter()
         losses = (missed_terms(self.terms, each) for each in self._translations())

@@ -1,8 +1,8 @@
-"""Text that goes on from a prompt: one request, or as many as it takes to be JSON."""
+"""The generate recipe: one request, or more until the answer is valid JSON."""
 
 from collections.abc import Sequence
 
-from engine.protocol.messages import Request
+from engine.protocol.request import Request
 from worker.recipes.json_answer import RefusedAnswer, answered, request_to_mend, schema_of
 from worker.recipes.recipe import Steps, Work
 

@@ -1,6 +1,6 @@
-"""Answers that have to be JSON: checked, and asked for again with the reason.
+"""JSON answers: validated, and requested again with the reason if they are not valid.
 
-The engine makes no other tokens possible where it can; where it cannot, this is all there is.
+The engine masks tokens where it can; where it cannot, this is the only check.
 """
 
 import json
@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from engine.protocol.messages import Choice, Output, Request
+from engine.protocol.output import Choice, Output
+from engine.protocol.request import Request
 from worker.errors import AnswerNotValid, RequestFailed
 from worker.recipes.json_validation import fault_of, json_within
 from worker.recipes.recipe import Asking, Steps, Work, answer_of, reasoning_tokens
@@ -21,7 +22,7 @@ ANY_OBJECT = {"type": "object"}
 @dataclass(frozen=True, slots=True)
 class RefusedAnswer:
     text: str
-    reason: str  # for the model's eyes only: it may quote the text
+    reason: str  # for the model only, since it may quote the text
 
 
 # Makes the request that follows so many refused answers.
@@ -29,9 +30,9 @@ Ask = Callable[[Sequence[RefusedAnswer]], Request]
 
 
 def answered(work: Work, ask: Ask, **provenance: Any) -> Steps:
-    """The answer of a job that is one request, or as many as JSON takes.
+    """The answer of a job with one request, or with several until its JSON is valid.
 
-    provenance: what the result says of itself beside the settings
+    provenance: added to the result's settings
     """
     if not _wants_json(work):
         (output,) = yield (ask(()),)
@@ -49,13 +50,13 @@ def answered(work: Work, ask: Ask, **provenance: Any) -> Steps:
 
 
 def schema_of(work: Work) -> dict[str, Any] | None:
-    """The schema that the engine holds an answer to."""
+    """The schema by which the engine masks tokens."""
     schema: dict[str, Any] | None = work.contract.get("json_schema")
     return ANY_OBJECT if schema is None and _wants_json(work) else schema
 
 
 def request_to_mend(work: Work, refused: RefusedAnswer) -> str:
-    """The message to a model whose answer was refused."""
+    """The message to a model whose answer was invalid."""
     schema = work.contract.get("json_schema")
     requirement = (
         "one JSON object"
@@ -70,14 +71,14 @@ def _wants_json(work: Work) -> bool:
 
 
 def _until_valid(work: Work, ask: Ask) -> Asking[list[Output]]:
-    """Every output, of which the last has the valid choices only. Raises AnswerNotValid."""
+    """All outputs; the last contains only valid choices. Raises AnswerNotValid."""
     outputs: list[Output] = []
     refused: list[RefusedAnswer] = []
     while True:
         try:
             (output,) = yield (ask(refused),)
         except RequestFailed as failure:
-            # What was added to the prompt has no room in it.
+            # The prompt has no room for the added message.
             if not refused or failure.code not in TOO_LONG:
                 raise
             break
@@ -93,7 +94,7 @@ def _until_valid(work: Work, ask: Ask) -> Asking[list[Output]]:
 
 
 def _sorted_out(work: Work, output: Output) -> tuple[tuple[Choice, ...], str]:
-    """The choices that are as asked for, and what is wrong with the first of the others."""
+    """The valid choices, and the fault of the first invalid one."""
     schema = work.contract.get("json_schema")
     valid: list[Choice] = []
     first_fault = ""

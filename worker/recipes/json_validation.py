@@ -1,7 +1,7 @@
-"""JSON answers: whether a text is JSON that matches a schema, in bounded time.
+"""JSON validation: whether a text is JSON that matches a schema, in bounded time.
 
-A pattern may take for ever on a text, and a schema ask for the same many times over; so each
-keyword looks at a clock.
+A pattern may backtrack for ever, and a schema may repeat the same check many times, so each keyword
+checks the time.
 """
 
 import json
@@ -22,7 +22,9 @@ _deadline: ContextVar[float] = ContextVar("deadline")  # monotonic
 
 
 def fault_of(text: str, schema: Mapping[str, Any] | None) -> str | None:
-    """Why a text is no JSON that matches the schema; None if it is. It may quote the text.
+    """The reason that a text is not valid JSON for the schema; None if it is.
+
+    It may quote the text.
 
     schema: None: any object
     """
@@ -42,7 +44,7 @@ def fault_of(text: str, schema: Mapping[str, Any] | None) -> str | None:
 
 
 def json_within(text: str) -> str:
-    """The text without the Markdown fence that a model may put around its JSON."""
+    """The text without the Markdown fence that a model may put around JSON."""
     fenced = re.fullmatch(r"\s*```(?:json)?[ \t]*\n(.*?)\n?```\s*", text, flags=re.DOTALL)
     return fenced[1] if fenced else text.strip()
 
@@ -53,7 +55,7 @@ def _refuse_constant(name: str) -> None:
 
 @cache
 def _timed(validator_class: Any) -> Any:
-    """The validator with a look at the clock in each of its keywords."""
+    """The validator with a time check in each keyword."""
     from jsonschema import validators
 
     checks = {name: _watching(check) for name, check in validator_class.VALIDATORS.items()}

@@ -1,18 +1,20 @@
-"""Parts of a document, cut where it has boundaries and counted by the engine.
+"""Parts of a document, cut at its boundaries and counted by the engine.
 
-Pieces are counted and packed; then each part is counted as the prompt that it will be, for
-the tokens of pieces add up only nearly to those of a part. So no part is over its limit.
+Pieces are counted and packed into parts; then each part is counted as its whole prompt, since token
+counts of pieces add up only approximately. So no part exceeds the limit.
 """
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from engine.protocol.messages import Measurement, Output, Params, Request
+from engine.protocol.output import Measurement, Output
+from engine.protocol.request import Request
+from engine.protocol.sampling_params import SamplingParams
 from worker.documents.context import Context
 from worker.documents.coverage import TextRange, spans
 from worker.documents.headings import section_starts
 from worker.documents.packing import Piece, pack
-from worker.documents.pieces import boundary_at, piece_ends
+from worker.documents.splitting import boundary_at, piece_ends
 from worker.documents.words import count_words
 from worker.errors import PartsTooSmall
 from worker.recipes.recipe import Asking, Work
@@ -32,16 +34,15 @@ class TextPart:
     context: str = ""  # what is read before it
 
     def text(self, source: str) -> str:
-        """The part as the model reads it: space around it says nothing."""
+        """The part's text without surrounding whitespace."""
         return self.context + source[self.span.start : self.span.end].strip()
 
 
 @dataclass(frozen=True, slots=True)
 class Ruler:
-    """The longest prompt that fits, and an estimate of the tokens of a text before they are
-    counted."""
+    """The longest prompt that fits, and an estimate of tokens per character."""
 
-    params: Params
+    params: SamplingParams
     max_tokens: int  # of a prompt
     max_new_tokens: int
     overhead: int  # tokens of a prompt beside its text
@@ -54,8 +55,8 @@ class Ruler:
         return self.max_tokens - self.overhead
 
 
-def ruler(work: Work, params: Params, text: str) -> Asking[Ruler]:
-    """The engine's measure of prompts with these params. Raises PartsTooSmall."""
+def ruler(work: Work, params: SamplingParams, text: str) -> Asking[Ruler]:
+    """Ask the engine for the limits of prompts with these params. Raises PartsTooSmall."""
     sample = text.strip()[:SAMPLE_CHARACTERS]
     (output,) = yield (_measuring(work, params, ("a", sample)),)
     measured = _measurement(output)
@@ -82,11 +83,10 @@ def cut(
     *,
     by_section: bool = False,
 ) -> Asking[list[TextPart]]:
-    """The parts of a text, in order. Always: their spans tile it, none is over the limit.
+    """The parts of a text, in order. Always: their spans tile it and none exceeds the limit.
 
-    context: what each is to be told of what stands before it; one that has no room for it goes
-    without
-    by_section: no part is of two sections
+    context:    the context before each part; a part without room for it gets none
+    by_section: whether a part may not extend over several sections
     """
     starts = section_starts(text) if by_section else frozenset()
     if not starts and len(text) <= MEASURED_CHARACTERS:
@@ -139,14 +139,14 @@ def _sections(pieces: list[Piece], starts: frozenset[int]) -> Iterator[list[Piec
 def _candidate(
     text: str, span: TextRange, context: Context | None, max_characters: int
 ) -> TextPart:
-    """A part that is not counted yet."""
+    """A part that is not yet counted."""
     if context is None or text[span.start : span.end].isspace():
         return TextPart(span, 0)
     return TextPart(span, 0, context.before(span.start, max_characters))
 
 
 def first_part(work: Work, measure: Ruler, text: str) -> Asking[TextPart]:
-    """The beginning of a text, as much as fits; for those who ask for no more."""
+    """The beginning of a text, as much as fits, for strategies that read no more."""
     num_characters = int(2 * measure.room * measure.characters_per_token) + 1
     while True:
         pieces = yield from _pieces(work, measure, text[:num_characters])
@@ -160,12 +160,12 @@ def first_part(work: Work, measure: Ruler, text: str) -> Asking[TextPart]:
             break
         end = piece.end
     parts = yield from cut(work, measure, text[:end])
-    # What is cut once more begins with the longest beginning that was found to fit.
+    # Repeated cuts start from the longest text that was found to fit.
     return next(part for part in parts if part.num_tokens > 0 or part is parts[-1])
 
 
 def _pieces(work: Work, measure: Ruler, text: str) -> Asking[list[Piece]]:
-    """The pieces of a text, counted; they are cut as the engine counts the ones before."""
+    """The counted pieces of a text, which are cut while the engine counts earlier ones."""
     most = int(measure.room * measure.characters_per_token / PIECES_PER_PART)
     ends: list[int] = []
 
@@ -184,7 +184,7 @@ def _pieces(work: Work, measure: Ruler, text: str) -> Asking[list[Piece]]:
 
 
 def _smaller(text: str, span: TextRange, num_tokens: int, measure: Ruler) -> list[TextRange]:
-    """A part that came out too long, in parts that should not."""
+    """Split a part that is too long."""
     length = span.end - span.start
     if length == 1:
         raise PartsTooSmall(measure.room)
@@ -193,7 +193,7 @@ def _smaller(text: str, span: TextRange, num_tokens: int, measure: Ruler) -> lis
     return [TextRange(each.start + span.start, each.end + span.start) for each in spans(ends)]
 
 
-def _counted(work: Work, params: Params, texts: Iterable[str]) -> Asking[list[int]]:
+def _counted(work: Work, params: SamplingParams, texts: Iterable[str]) -> Asking[list[int]]:
     """The number of tokens of each text's prompt."""
     outputs = yield (_measuring(work, params, each) for each in _batches(texts))
     return [num for output in outputs for num in _measurement(output).num_tokens]
@@ -212,7 +212,7 @@ def _batches(texts: Iterable[str]) -> Iterator[tuple[str, ...]]:
         yield tuple(batch)
 
 
-def _measuring(work: Work, params: Params, texts: tuple[str, ...]) -> Request:
+def _measuring(work: Work, params: SamplingParams, texts: tuple[str, ...]) -> Request:
     return work.request(task=work.task, measured_texts=texts, params=params)
 
 

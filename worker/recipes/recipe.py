@@ -1,12 +1,12 @@
-"""Recipes: a job becomes requests, and their outputs become its answer.
+"""Recipe: how a job becomes requests, and how their outputs become its answer.
 
-A recipe is a generator: it yields the requests it wants run and is sent their
-outputs, in the same order; a request that fails is raised in it as RequestFailed.
-To the worker a one-line prompt and a document of forty chunks are the same. The
-requests of a step may be an iterator, which is then read as there is room for them.
+A recipe is a generator. It yields the requests to run and is sent their outputs in the same order;
+a failed request is raised in it as RequestFailed. So a one-line prompt and a document of forty
+parts are the same to the worker. The requests of a step may be an iterator, which is read as there
+is room for them.
 
-A recipe is run again when its job is taken up again, and what was finished is not
-computed twice: so what it asks for follows from the job and from outputs alone.
+When a job is taken up again, its recipe runs again, and finished requests are not repeated. So its
+requests must depend on the job and on earlier outputs alone.
 """
 
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -15,14 +15,17 @@ from typing import Any, TypeAlias, TypeVar
 from uuid import UUID
 
 from db.outcome import Answer
-from engine.protocol.messages import PARAMS, ModelCard, Output, Params, Request
+from engine.protocol.model_card import ModelCard
+from engine.protocol.output import Output
 from engine.protocol.prompt_texts import OPTIONS
+from engine.protocol.request import Request
+from engine.protocol.sampling_params import PARAMS, SamplingParams
 from worker.masking.masker import Masker
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A claimed job as a recipe sees it."""
+    """A claimed job as its recipe sees it."""
 
     job_id: UUID
     task: str
@@ -35,12 +38,12 @@ class Work:
     masker: Masker | None = None  # None: the model sees the text as it is
     # Which models have answered so far, by alias, where a job goes by way of several.
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
-    # What the placeholders of a masked job stand for: as an earlier attempt has left it, and
-    # from the recipe's first step on as it is now.
+    # The placeholders of a masked job: those of an earlier attempt, and from the recipe's first
+    # step on the present ones.
     placeholders: dict[str, str] = field(default_factory=dict)
 
     def request(self, **fields: Any) -> Request:
-        """A request with the job's own params, unless others are given."""
+        """A request with the job's own params, or with others if given."""
         return Request(
             id=next(self.request_ids),
             is_interactive=self.is_interactive,
@@ -50,34 +53,34 @@ class Work:
         )
 
     @property
-    def params(self) -> Params:
-        """The job's params; a seed that is the job's own where it names none.
+    def params(self) -> SamplingParams:
+        """The job's params; without a seed, one derived from the job.
 
-        So a job that samples gives the same answer at a second attempt.
+        So a job that samples gives the same answer in another attempt.
         """
         params = {name: self.contract[name] for name in PARAMS if name in self.contract}
         params["stop"] = tuple(params.get("stop") or ())
         params.setdefault("seed", self.job_id.int & (2**63 - 1))
-        return Params(**params)
+        return SamplingParams(**params)
 
 
 class Fallible(tuple[Request, ...]):
-    """Requests of which the recipe is sent the failures too; of others one ends the attempt."""
+    """Requests whose failures are sent to the recipe; otherwise a failure ends the attempt."""
 
     __slots__ = ()
 
 
 T = TypeVar("T")
-# A part of a recipe that comes to a T.
+# A part of a recipe, a generator that returns T.
 Asking: TypeAlias = Generator[Iterable[Request], tuple[Output, ...], T]
 Steps: TypeAlias = Asking[Answer]
 Recipe: TypeAlias = Callable[[Work], Steps]
 
 
 def answer_of(work: Work, output: Output, **provenance: Any) -> Answer:
-    """The answer of a job that is one request.
+    """The answer of a job with one request.
 
-    provenance: what the result says of itself beside the settings
+    provenance: added to the result's settings
     """
     best, *others = output.choices
     return Answer(
@@ -94,7 +97,7 @@ def answer_of(work: Work, output: Output, **provenance: Any) -> Answer:
 
 
 def card_json(card: ModelCard) -> dict[str, Any]:
-    """The card as results have it: made once, for a worker has few and every answer has one."""
+    """The card as stored in results; cached, since every answer has one."""
     known = _cards.get(id(card))
     if known is None or known[0] is not card:
         if len(_cards) >= MAX_CARDS:
@@ -108,7 +111,7 @@ _cards: dict[int, tuple[ModelCard, dict[str, Any]]] = {}  # by identity
 
 
 def reasoning_tokens(outputs: Iterable[Output]) -> int | None:
-    """The number of the completions' tokens that were thought; None where no model thinks."""
+    """The number of completion tokens in thoughts; None if no model thinks."""
     choices = [choice for each in outputs for choice in each.choices]
     if all(choice.reasoning is None for choice in choices):
         return None

@@ -1,6 +1,6 @@
-"""A summary: the whole text in one request, or, where it is too long, part by part.
+"""The summarize recipe: the whole text in one request, or part by part if it is too long.
 
-`docs/documents.md` says what happens to a document.
+`docs/documents.md` describes the strategies.
 """
 
 from dataclasses import replace
@@ -8,7 +8,8 @@ from math import ceil
 from typing import Any
 
 from db.outcome import Answer
-from engine.protocol.messages import Output, Params
+from engine.protocol.output import Output
+from engine.protocol.sampling_params import SamplingParams
 from worker.documents.context import Context
 from worker.documents.coverage import Coverage, TextRange, left_out
 from worker.documents.words import count_words, first_words
@@ -16,7 +17,7 @@ from worker.errors import RequestFailed, SummaryNotShorter
 from worker.recipes.parts import Ruler, TextPart, cut, first_part, ruler
 from worker.recipes.recipe import Asking, Steps, Work, answer_of, reasoning_tokens
 
-# A longer text is not tried whole: to refuse it takes time in which nobody else is served.
+# A longer text is not tried as one request: while it is refused, no other request is tokenized.
 MAX_TRIED_CHARACTERS = 100_000
 TOO_LONG = ("prompt_too_long", "output_too_long", "unsupported_parameter")
 WORD_MARGIN = 1.3  # tokens a word beyond what the source has: names and numbers are dear
@@ -39,7 +40,7 @@ def summarize(work: Work) -> Steps:
 
 
 def _document(work: Work, text: str, strategy: str) -> Steps:
-    """A text that is measured before it is read."""
+    """Summarize a text that is counted first."""
     params, max_words = work.params, None
     if any(name in work.contract for name in ("max_words", "min_words", "ratio")):
         params, max_words = yield from _params_for_words(work, text)
@@ -64,7 +65,8 @@ def _document(work: Work, text: str, strategy: str) -> Steps:
     by_section = work.contract.get("by_section", False)
     context = _context(work, text)
     if strategy == "refine":
-        # Half for the part; a summary so far of a quarter may be longer when it is read.
+        # Half of the room is for the part: the summary so far has a quarter, and may have more
+        # tokens as a prompt than as an answer.
         half = replace(whole, max_tokens=whole.overhead + whole.room // 2)
         parts = yield from cut(work, half, text, context, by_section=by_section)
         outputs, rounds = yield from _refine(work, text, parts, params, part_params)
@@ -86,7 +88,7 @@ def _document(work: Work, text: str, strategy: str) -> Steps:
 
 
 def _context(work: Work, text: str) -> Context | None:
-    """The context that parts are given; None where the job asks for none."""
+    """The context for parts; None if the job asks for none."""
     heading_path = work.contract.get("heading_path", False)
     overlap_sentences = work.contract.get("overlap_sentences", 0)
     if not (heading_path or overlap_sentences):
@@ -95,11 +97,16 @@ def _context(work: Work, text: str) -> Context | None:
 
 
 def _map_reduce(
-    work: Work, whole: Ruler, text: str, parts: list[TextPart], params: Params, part_params: Params
+    work: Work,
+    whole: Ruler,
+    text: str,
+    parts: list[TextPart],
+    params: SamplingParams,
+    part_params: SamplingParams,
 ) -> Asking[tuple[list[Output], int]]:
-    """Sum up each part, then the summaries in the same way, until they are one part.
+    """Summarize each part, then the summaries in the same way, until they fit one part.
 
-    Returns every output, that of the whole last, and the rounds.
+    Returns every output, the final one last, and the number of rounds.
     """
     outputs: list[Output] = []
     rounds = 1
@@ -113,7 +120,7 @@ def _map_reduce(
         rounds += 1
         text = "\n\n".join(filter(None, (each.choices[0].text.strip() for each in summaries)))
         if not text:
-            return outputs, rounds  # the model says nothing of it
+            return outputs, rounds  # the model answered with nothing
         num_before = len(parts)
         parts = yield from cut(work, whole, text)
         if len(parts) >= num_before:
@@ -123,9 +130,13 @@ def _map_reduce(
 
 
 def _refine(
-    work: Work, text: str, parts: list[TextPart], params: Params, part_params: Params
+    work: Work,
+    text: str,
+    parts: list[TextPart],
+    params: SamplingParams,
+    part_params: SamplingParams,
 ) -> Asking[tuple[list[Output], int]]:
-    """Sum up the first part; then, with each further one, the summary so far and that part."""
+    """Summarize the first part; then, for each next part, the summary so far with it."""
     outputs: list[Output] = []
     summary = ""
     read = [part for part in parts if part.num_tokens > 0]
@@ -137,10 +148,10 @@ def _refine(
     return outputs, len(read)
 
 
-def _part_params(params: Params, whole: Ruler) -> Params:
-    """The params of a part: one answer, so short that four of them fit into a request together.
+def _part_params(params: SamplingParams, whole: Ruler) -> SamplingParams:
+    """The params of a part: one answer, so short that four of them fit into a request.
 
-    That is what makes each round shorter than the one before.
+    So each round is shorter than the one before.
     """
     most = max(whole.room // 4, 1)
     num_tokens = params.max_new_tokens or whole.max_new_tokens
@@ -153,8 +164,8 @@ def _part_params(params: Params, whole: Ruler) -> Params:
     )
 
 
-def _params_for_words(work: Work, text: str) -> Asking[tuple[Params, int | None]]:
-    """The params that lengths in words come to, and how many words an answer may have."""
+def _params_for_words(work: Work, text: str) -> Asking[tuple[SamplingParams, int | None]]:
+    """Convert word limits into params; also returns the most words that an answer may have."""
     contract, params = work.contract, work.params
     measured = yield from ruler(work, params, text)
     tokens_per_word = max(measured.tokens_per_word, 1.0)
@@ -193,7 +204,7 @@ def _is_cut(output: Output) -> bool:
 def _answer(
     work: Work, outputs: list[Output], coverage: Coverage, max_words: int | None = None
 ) -> Answer:
-    """The answer of the last output; its tokens are those of all of them."""
+    """Make the answer from the last output, with the tokens of all."""
     answer = answer_of(work, outputs[-1])
     changes: dict[str, Any] = {
         "prompt_tokens": sum(each.prompt_tokens for each in outputs),

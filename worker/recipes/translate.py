@@ -1,6 +1,6 @@
-"""A translation: a request for each sentence, and the document's own layout around them.
+"""The translate recipe: a request for each sentence, within the document's own layout.
 
-Where the job has a route of several models, each sentence goes through one after the other.
+If the route has several models, each sentence passes through them in order.
 """
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -9,7 +9,9 @@ from itertools import islice
 from typing import Any
 
 from db.outcome import Answer, Signals
-from engine.protocol.messages import Output, Params, Request
+from engine.protocol.output import Output
+from engine.protocol.request import Request
+from engine.protocol.sampling_params import SamplingParams
 from worker.documents.languages import detect, short_code
 from worker.documents.translation.glossary import Glossary
 from worker.documents.translation.subtitles import has_cues, is_subtitles
@@ -33,7 +35,7 @@ MAX_REPORTED = 100  # sentences with misses that a result lists
 
 @dataclass(frozen=True, slots=True)
 class Leg:
-    """One model's part of a translation; `model` is None where it is the job's own."""
+    """One model's part of a translation; `model` is None for the job's own."""
 
     source: str
     target: str
@@ -50,7 +52,7 @@ def translate(work: Work) -> Steps:
     document = Translatable.of(text, short_code(source), work.contract.get("format"))
     if document.format == "subtitles" and not (is_subtitles(text) or has_cues(text)):
         raise NotSubtitles
-    # On a route no model's own limit counts: the next engine must cut alike.
+    # On a route the limit does not depend on a model: the next engine must cut in the same way.
     longest = (work.card.max_context_tokens if len(legs) == 1 else None) or MAX_CHARACTERS
     drafts = _drafts(document, Glossary(work.contract.get("glossary") or {}), longest)
     own = list(dict.fromkeys(drafts.values()))
@@ -107,7 +109,7 @@ def translate(work: Work) -> Steps:
 
 
 def _drafts(document: Translatable, glossary: Glossary, longest: int) -> Drafts:
-    """A draft for each sentence; those that are equal share one, and are asked for once."""
+    """A draft for each sentence; equal sentences share one."""
     by_content: dict[Any, Draft] = {}
     drafts: Drafts = {}
     for sentence in document.sentences:
@@ -120,8 +122,7 @@ def _drafts(document: Translatable, glossary: Glossary, longest: int) -> Drafts:
 
 
 def _signals(drafts: Drafts) -> Signals:
-    """The signals of the whole translation, from those of all its sentences, repeated ones
-    included."""
+    """The signals of the whole translation, from all its sentences, repeated ones included."""
     pairs = [(sentence.text, draft.choice(0)) for sentence, draft in drafts.items()]
     num_before = sum(length_of(source) for source, _ in pairs)
     num_after = sum(length_of(translation) for _, translation in pairs)
@@ -140,7 +141,7 @@ def _signals(drafts: Drafts) -> Signals:
 
 @dataclass(slots=True)
 class Usage:
-    """The tokens of every request, those of a first try included."""
+    """The token counts of all requests, first tries included."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -155,7 +156,7 @@ class Usage:
 
 
 def _legs(work: Work, text: str) -> tuple[list[Leg], dict[str, Any]]:
-    """The way from the source to the target, and what the result says of how it was found."""
+    """The route from the source to the target, and how it was chosen, for the result."""
     contract = work.contract
     route: Sequence[dict[str, Any]] = contract.get("route") or (contract,)
     legs = [
@@ -177,7 +178,7 @@ def _legs(work: Work, text: str) -> tuple[list[Leg], dict[str, Any]]:
 
 
 def _sources(languages: Iterable[str], target: str) -> tuple[str, ...]:
-    """The languages that a model turns into this one; none: any that it knows."""
+    """The languages that a model translates into this one; empty: any that it knows."""
     entries = list(languages)
     pairs = [entry.partition(PAIR) for entry in entries if PAIR in entry]
     into = [source for source, _, to in pairs if short_code(to) == short_code(target)]
@@ -198,7 +199,7 @@ def _in_report(work: Work, leg: Leg) -> dict[str, Any]:
 def _finish(
     work: Work, legs: Sequence[Leg], drafts: Iterable[Draft], usage: Usage
 ) -> Generator[tuple[Request, ...], tuple[Output, ...], int]:
-    """Translate all; what is too long for a model goes in parts. Returns how many were cut."""
+    """Translate all drafts; too long ones are split. Returns how many were split."""
     num_cut = 0
     waiting = [each for draft in drafts for each in draft.pending()]
     while waiting:
@@ -227,11 +228,10 @@ def _finish(
 def _ask(
     work: Work, leg: Leg, drafts: Sequence[Draft], usage: Usage, is_last: bool
 ) -> Generator[tuple[Request, ...], tuple[Output, ...], list[Output]]:
-    """Asks a model for these drafts, and once more in another way for those it answers with
-    nothing."""
+    """Request these drafts, and retry those with an empty answer with other parameters."""
     params = work.params
     if not is_last:
-        # Further answers and stop texts are about the target language.
+        # Several answers and stop strings only apply to the target language.
         params = replace(params, num_return_sequences=None, stop=())
     outputs = list((yield Fallible(_request(work, leg, each, params) for each in drafts)))
     for output in outputs:
@@ -251,7 +251,7 @@ def _ask(
     return outputs
 
 
-def _request(work: Work, leg: Leg, draft: Draft, params: Params) -> Request:
+def _request(work: Work, leg: Leg, draft: Draft, params: SamplingParams) -> Request:
     return work.request(
         task="translate",
         text=draft.words,
@@ -262,8 +262,8 @@ def _request(work: Work, leg: Leg, draft: Draft, params: Params) -> Request:
     )
 
 
-def _not_silent(params: Params, output: Output) -> Params:
-    """A model that had nothing to say may not end at once."""
+def _not_silent(params: SamplingParams, output: Output) -> SamplingParams:
+    """SamplingParams that forbid an empty answer."""
     most = int(output.settings.get("max_new_tokens") or MIN_NEW_TOKENS)
     least = max(min(MIN_NEW_TOKENS, most), params.min_new_tokens or 0)
     return replace(params, min_new_tokens=least)
@@ -272,13 +272,13 @@ def _not_silent(params: Params, output: Output) -> Params:
 def _documents(
     document: Translatable, drafts: Drafts, outputs: Sequence[Output], language: str
 ) -> list[str]:
-    """The document once for each sequence that was asked for, the best first."""
+    """The document once for each returned sequence, the best first."""
     num_choices = min((len(output.choices) for output in outputs), default=1)
     is_whole = document.is_one_sentence
     return [
         document.join(
             [
-                # Alone, it is the model's answer to the letter.
+                # A single sentence is exactly the model's answer.
                 text if is_whole else " ".join(text.split()) if "\n" in text else text.strip()
                 for text in (drafts[each].choice(index) for each in document.sentences)
             ],
@@ -289,21 +289,21 @@ def _documents(
 
 
 def _empty(drafts: Drafts) -> Iterator[dict[str, Any]]:
-    """The sentences to which a model had nothing to say, at a second try either."""
+    """The sentences with an empty answer even after the retry."""
     for place, draft in _places(drafts):
         if draft.has_empty:
             yield place
 
 
 def _misses(drafts: Drafts) -> Iterator[dict[str, Any]]:
-    """The sentences whose placeholders did not come out as they went in."""
+    """The sentences whose placeholders were not kept."""
     for place, draft in _places(drafts):
         if differences := draft.miss():
             yield {**place, "placeholders": dict(differences)}
 
 
 def _missed_terms(drafts: Drafts) -> Iterator[dict[str, Any]]:
-    """The sentences whose terms have not the translation of the glossary."""
+    """The sentences without the glossary's translation of a term."""
     for place, draft in _places(drafts):
         if missing := draft.miss_terms():
             yield {**place, "terms": dict(missing)}

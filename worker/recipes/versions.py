@@ -1,7 +1,7 @@
-"""Versions of the recipes: a number rises when the same job would ask for other requests.
+"""Recipe versions: a number rises when the same job would make other requests.
 
-What was computed for a job of another version is not taken for this one: neither a segment of
-an earlier attempt nor an entry of the content cache.
+Outputs of another version are not reused, neither segments of an earlier attempt nor entries of the
+content cache.
 """
 
 from engine.protocol.task_names import TaskName

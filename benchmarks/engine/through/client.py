@@ -12,7 +12,9 @@ from benchmarks.engine.job import Job, Measured, answer, peak_rss_bytes
 from benchmarks.engine.models import PAD, text
 from benchmarks.engine.through.feed import serve
 from engine.protocol.engine_spec import EngineSpec
-from engine.protocol.messages import Choice, Output, Params, Request
+from engine.protocol.output import Choice, Output
+from engine.protocol.request import Request
+from engine.protocol.sampling_params import SamplingParams
 from worker.engines.engine_client import EngineClient
 
 
@@ -31,7 +33,7 @@ class Client:
         for number in numbers:
             id_ = next(self.ids)
             self.numbers[id_] = number
-            params = Params(
+            params = SamplingParams(
                 max_new_tokens=self.job.requests[number].num_new,
                 num_beams=self.job.beams,
                 do_sample=False,

@@ -1,1 +1,1 @@
-"""Commands that enqueue jobs, cancel them or let them run again."""
+"""Commands that enqueue, cancel and retry jobs."""

@@ -1,4 +1,4 @@
-"""`tidemill cancel`: jobs that shall not be run."""
+"""`tidemill cancel`: cancels unfinished jobs."""
 
 from typing import Annotated
 
@@ -14,7 +14,7 @@ def cancel(
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Cancel jobs that are not finished. What is running writes no result."""
+    """Cancel jobs that are not finished. A running one writes no result."""
     from cli.job_selection import selected_jobs
     from db.audit import Act
     from db.queries.jobs import cancel_retry

@@ -1,4 +1,4 @@
-"""`tidemill nightly`: enqueues the batch of a nightly configuration, once a run key."""
+"""`tidemill nightly`: enqueues the batch of a nightly configuration, once for each run key."""
 
 from datetime import datetime
 from pathlib import Path
@@ -14,7 +14,9 @@ def nightly(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="The configuration, in TOML.")],
     day: Annotated[
         datetime | None,
-        typer.Option("--date", formats=["%Y-%m-%d"], help="For {date}; default today."),
+        typer.Option(
+            "--date", formats=["%Y-%m-%d"], help="The {date} of the configuration; default today."
+        ),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Read and check everything, enqueue nothing.")
@@ -27,9 +29,9 @@ def nightly(
 ) -> None:
     """Enqueue a batch from files, folders or queries, once for its run key.
 
-    A second start under the same run key enqueues nothing and is no error. A
-    bad row is reported with its number and the rest goes through; so it is with
-    a source that has no rows. The exit status is then 1.
+    A second start with the same run key enqueues nothing and is no error. A bad row is reported
+    with its number, and the other rows are enqueued; the same holds for a source without rows. The
+    exit status is then 1.
     """
     from cli.commands.enqueue.submit import finish, warn_of_sources
     from cli.ingest.enqueue import Complaints, complete_batch, enqueue

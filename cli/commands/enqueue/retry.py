@@ -1,4 +1,4 @@
-"""`tidemill retry`: finished jobs go back in line."""
+"""`tidemill retry`: requeues finished jobs."""
 
 from typing import Annotated
 
@@ -15,13 +15,13 @@ def retry(
     state: Annotated[
         list[str] | None,
         typer.Option(
-            help="Those that ended so: failed, cancelled, expired. Default failed, for named "
-            "jobs any of them."
+            help="Only jobs in this state: failed, cancelled or expired. Default: failed, and any "
+            "of the three for named jobs."
         ),
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Put jobs that did not succeed back in line, with a clean slate."""
+    """Put jobs that did not succeed back in line, with no failures counted."""
     from sqlalchemy import select
 
     from cli.job_selection import selected_jobs

@@ -35,9 +35,9 @@ def submit(
     file: Annotated[
         str | None,
         typer.Option(
-            help="A .jsonl, .csv, .tsv or .parquet file, a row each job and a column each field "
-            "of it; a document (.txt, .md, .html, .srt, .vtt; with the extra `files` .docx, .pdf, "
-            ".epub), or a folder of them; `-` for JSON lines on standard input."
+            help="A .jsonl, .csv, .tsv or .parquet file with a row for each job and a column for "
+            "each field; a document (.txt, .md, .html, .srt, .vtt; with the extra `files` .docx, "
+            ".pdf, .epub), or a folder of them; `-` for JSON lines on standard input."
         ),
     ] = None,
     as_text: Annotated[
@@ -46,8 +46,8 @@ def submit(
     encoding: Annotated[
         str | None,
         typer.Option(
-            help="Of files that are not in UTF-8 and do not say what they are in; windows-1252, "
-            "for one."
+            help="Encoding of files that are not in UTF-8 and do not name theirs, such as "
+            "windows-1252."
         ),
     ] = None,
     run_key: Annotated[
@@ -56,20 +56,24 @@ def submit(
     batch: Annotated[str | None, typer.Option(help="The name of the batch.")] = None,
     param: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="A field for rows that do not have it themselves."),
+        typer.Option(metavar="KEY=VALUE", help="The value of a field for rows without it."),
     ] = None,
     field: Annotated[
         list[str] | None,
         typer.Option(
             metavar="FIELD=COLUMN",
-            help="The column that holds a field; columns of no use are then left out.",
+            help="The column that holds a field; columns without a use are then ignored.",
         ),
     ] = None,
     metadata: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="To find the results by.")
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Metadata to find the results by.")
     ] = None,
-    source_language: Annotated[str | None, typer.Option(help="For translate: from.")] = None,
-    target_language: Annotated[str | None, typer.Option(help="For translate: into.")] = None,
+    source_language: Annotated[
+        str | None, typer.Option(help="For translate: the source language.")
+    ] = None,
+    target_language: Annotated[
+        str | None, typer.Option(help="For translate: the target language.")
+    ] = None,
     glossary: Annotated[
         str | None,
         typer.Option(
@@ -79,16 +83,17 @@ def submit(
         ),
     ] = None,
     previous_job_id: Annotated[
-        str | None, typer.Option(metavar="JOB", help="For chat: the job whose dialogue goes on.")
+        str | None, typer.Option(metavar="JOB", help="For chat: the job to continue.")
     ] = None,
     json_schema: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="For generate and chat: the answer is JSON that matches."
+            metavar="FILE", help="For generate and chat: the schema that the answer must match."
         ),
     ] = None,
     json_object: Annotated[
-        bool, typer.Option("--json-object", help="For generate and chat: the answer is an object.")
+        bool,
+        typer.Option("--json-object", help="For generate and chat: answer with a JSON object."),
     ] = False,
     model: Annotated[str | None, typer.Option(help="An alias in tidemill.toml.")] = None,
     lane: Annotated[
@@ -96,13 +101,13 @@ def submit(
         typer.Option(help="Default: interactive for one text, bulk for a file."),
     ] = None,
     priority: Annotated[int | None, typer.Option(help="Higher goes first in its lane.")] = None,
-    tenant: Annotated[str | None, typer.Option(help="For whom.")] = None,
-    custom_id: Annotated[str | None, typer.Option(help="Your own id of the one text.")] = None,
+    tenant: Annotated[str | None, typer.Option(help="The tenant.")] = None,
+    custom_id: Annotated[str | None, typer.Option(help="Your own id for the text.")] = None,
     idempotency_key: Annotated[
-        str | None, typer.Option(help="Submitting again under it finds the first job.")
+        str | None, typer.Option(help="Submitting again with it returns the first job.")
     ] = None,
     no_cache: Annotated[
-        bool, typer.Option("--no-cache", help="Compute all of it, whatever was computed before.")
+        bool, typer.Option("--no-cache", help="Compute everything; use no cached answers.")
     ] = False,
     estimate: options.Estimate = False,
     wait: options.Wait = False,
@@ -112,8 +117,8 @@ def submit(
 ) -> None:
     """Enqueue one text, or files and folders of them.
 
-    A bad row is reported with its number and the rest goes through. The exit
-    status is 1 if a row was bad or, with --wait, if a job did not succeed.
+    A bad row is reported with its number, and the other rows are enqueued. The exit status is 1 if
+    a row was bad or, with --wait, if a job did not succeed.
     """
     text, files = _text_or_files(texts or [], file, as_text)
     defaults = options.params(param or ())
@@ -170,7 +175,7 @@ def submit(
 def _text_or_files(
     texts: list[str], file: str | None, as_text: bool
 ) -> tuple[str | None, list[str]]:
-    """The one text, or else the files and folders; raises SourceUnusable where it is unclear."""
+    """The one text, or else the files and folders; raises SourceUnusable if that is ambiguous."""
     from cli.ingest import looks_like_source
     from cli.ingest.argument import is_source
 
@@ -199,7 +204,7 @@ def _text_or_files(
 
 
 def _is_meant_as_source(text: str) -> bool:
-    """Whether a name is one, and not a text; where that is unclear, asks or raises."""
+    """Whether an argument is a path; if that is ambiguous, asks the user or raises."""
     from cli.errors import SourceUnusable
     from cli.ingest.argument import what_it_looks_like
 
@@ -381,9 +386,9 @@ def _submit_files(
 
 
 def finish(enqueued: Any, wait: bool, json: bool, *, is_night: bool = False) -> None:
-    """Say what was enqueued, wait for it if asked to, and end with the status that it earned.
+    """Report the enqueued jobs, wait for them if requested, and exit with the right status.
 
-    is_night: it is a configuration's, which can say that a source may be empty
+    is_night: whether it is a nightly configuration, which may say that a source may be empty
     """
     from cli.output.progress import states_in_words, watch
     from cli.stack.ready import say_if_nobody_works
@@ -430,7 +435,7 @@ def finish(enqueued: Any, wait: bool, json: bool, *, is_night: bool = False) -> 
 def warn_of_sources(
     empty: Sequence[str], failures: Sequence[str], *, is_night: bool = False
 ) -> None:
-    """Say which sources did not give what they should."""
+    """Warn of sources that were empty or could not be read."""
     from cli.ingest.formats.suffixes import emptiness_of
 
     for failure in failures:

@@ -1,1 +1,1 @@
-"""Commands that look after a deployment: models, messages, texts, keys, the audit."""
+"""Commands that maintain a deployment: models, messages, texts, keys, the audit."""

@@ -1,4 +1,4 @@
-"""`tidemill audit`: who did what, and whether that record is what it was."""
+"""`tidemill audit`: lists who did what, and verifies that record."""
 
 import re
 from datetime import datetime
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from db.models import AuditEntry
 
 audit = typer.Typer(
-    help="Who did what to which jobs, and whether anybody changed that record.",
+    help="List who did what to which jobs, and verify that record.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Act = Annotated[str | None, typer.Option(help="Of this kind, as submit or erase.")]
-Actor = Annotated[str | None, typer.Option(help="By whom: a part of the name.")]
-Since = Annotated[str | None, typer.Option(metavar="TIME", help="Then or later.")]
-Until = Annotated[str | None, typer.Option(metavar="TIME", help="Before.")]
+Act = Annotated[str | None, typer.Option(help="Only this act, such as submit or erase.")]
+Actor = Annotated[str | None, typer.Option(help="A part of the actor's name.")]
+Since = Annotated[str | None, typer.Option(metavar="TIME", help="At this time or later.")]
+Until = Annotated[str | None, typer.Option(metavar="TIME", help="Before this time.")]
 NUM_SHOWN = 3  # ids in a row of the table
 
 
@@ -35,10 +35,10 @@ def list_(
     actor: Actor = None,
     since: Since = None,
     until: Until = None,
-    limit: Annotated[int, typer.Option(min=1, help="How many, the newest first.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, help="The most entries to list.")] = 50,
     json: options.Json = False,
 ) -> None:
-    """List who did what, the newest first. No text of a user's is in it."""
+    """List who did what, newest first. The list contains no text of a user."""
     rows = _entries(act, actor, since, until, newest_first=True, limit=limit)
     if json:
         write_json([_as_json(entry) for entry in rows])
@@ -59,14 +59,16 @@ def list_(
 def verify(
     head: Annotated[
         str | None,
-        typer.Option(metavar="HASH", help="As a worker logged it: it must be in the chain still."),
+        typer.Option(
+            metavar="HASH", help="A hash that a worker logged; the chain must contain it."
+        ),
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Compute the chain of hashes anew; status 1 if an entry was changed or is missing.
+    """Recompute the chain of hashes; status 1 if an entry was changed or is missing.
 
-    Whoever can write to the database can make a whole new chain. What they cannot change is
-    a hash that was logged elsewhere: give it as --head.
+    Anyone who can write to the database can make a whole new chain, but cannot change a hash that
+    was logged elsewhere: pass it as --head.
     """
     from cli.stack.ready import require_ready
     from db import audit as chain
@@ -102,10 +104,10 @@ def export(
     until: Until = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="A file, complete or not there at all."),
+        typer.Option("--output", "-o", help="A file, which appears only when it is complete."),
     ] = None,
 ) -> None:
-    """Write entries as JSON lines, the oldest first, with their hashes."""
+    """Write entries with their hashes as JSON lines, oldest first."""
     from cli.output.escaping import json_text
     from cli.output.files.output_file import opened
 

@@ -1,4 +1,4 @@
-"""`tidemill backup`: a copy of an embedded database, while it is in use."""
+"""`tidemill backup`: copies an embedded database while it is in use."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,14 +10,13 @@ from cli.output.terminal import say, write_json
 
 
 def backup(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The copy; must not be there yet.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The copy; must not exist yet.")],
     json: options.Json = False,
 ) -> None:
     """Copy an embedded (SQLite) database while jobs run, and check the copy.
 
-    The copy is what the database was at one moment, with everything committed until then. It
-    is complete or not there at all. docs/operations.md says how to restore one, and what to do
-    on PostgreSQL.
+    The copy has everything that was committed up to one moment. The file appears only when it is
+    complete. docs/operations.md says how to restore it, and how to back up PostgreSQL.
     """
     from cli.stack.ready import require_ready
     from db.upkeep.backup import back_up

@@ -1,4 +1,4 @@
-"""`tidemill doctor`: says in words what is wrong, and what to do about it."""
+"""`tidemill doctor`: finds what is wrong, and says what to do about it."""
 
 import os
 from dataclasses import dataclass
@@ -65,7 +65,7 @@ def doctor(json: options.Json = False) -> None:
 
 
 def examine() -> list[Finding]:
-    """Look at everything, whatever is found on the way."""
+    """Run all checks, whatever the first ones find."""
     from sqlalchemy.exc import SQLAlchemyError
 
     from cli.failure import sentence_of
@@ -99,7 +99,7 @@ def examine() -> list[Finding]:
 
 
 def findings_of(findings: list[Finding], subject: str) -> bool:
-    """Whether what was found of a subject is well."""
+    """Whether all findings on a subject are good."""
     return all(finding.is_well for finding in findings if finding.subject == subject)
 
 
@@ -166,7 +166,7 @@ def _look_at_database(database: "Database") -> list[Finding]:
 
 
 def _look_at_keys(database: "Database") -> list[Finding]:
-    """Report how texts are encrypted, and whether others on this machine can read the keys."""
+    """Report whether texts are encrypted, and whether others on this machine can read the keys."""
     from db.encryption.key_check import require_keys
     from db.encryption.key_ring import KeysUnusable
     from db.encryption.settings import keys_file
@@ -189,7 +189,7 @@ def _look_at_keys(database: "Database") -> list[Finding]:
 
 
 def _look_at_disks(database: "Database | None") -> list[Finding]:
-    """A finding for each disk of this machine that our data is written to."""
+    """A finding for each disk of this machine on which we store data."""
     from cli.stack.write_trial import rooms_of
     from db.connection.address import data_dir
 
@@ -201,8 +201,7 @@ def _look_at_disks(database: "Database | None") -> list[Finding]:
 
 
 def _redis_folders() -> list[str]:
-    """The folders in which a Redis of this machine keeps its files; an unreachable one
-    names none."""
+    """The folders in which a Redis on this machine keeps its files; empty if it does not answer."""
     from urllib.parse import urlsplit
 
     from cli.errors import BrokerUnreachable
@@ -221,7 +220,7 @@ def _redis_folders() -> list[str]:
 
 
 def _look_at_checkpoint(catalog: "Catalog", model: "Model") -> Finding:
-    """A folder must be there; a name on a hub cannot be checked from here."""
+    """Check that a folder exists; a name on a hub cannot be checked from here."""
     subject = f"model {model.alias}"
     if model.engine == "fake":
         return Finding(subject, True, "is a fake: its answers are words of the question")
@@ -262,7 +261,7 @@ def _look_at_messages(database: "Database") -> Finding:
 
 
 def _look_at_workers(catalog: "Catalog", database: "Database") -> list[Finding]:
-    """Findings on the live workers, the jobs they hold, and overdue ones."""
+    """Findings on the live workers, the jobs they hold, and overdue jobs."""
     from cli.stack.ready import start_command
     from db.reading.health import health
 

@@ -1,4 +1,4 @@
-"""`tidemill erase`: removes every text that is kept of a person or a tenant."""
+"""`tidemill erase`: deletes every text that is stored for a person or a tenant."""
 
 import sys
 from collections.abc import Callable
@@ -19,17 +19,17 @@ def erase(
     tenant: Tenant = None,
     metadata: Metadata = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Change nothing; say how much there is.")
+        bool, typer.Option("--dry-run", help="Change nothing; print how much there is.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask first.")] = False,
     json: options.Json = False,
 ) -> None:
-    """Erase every text that is kept of a tenant, or of whom metadata name, for good.
+    """Erase every text that is stored for a tenant, or for a person by metadata, for good.
 
-    What waits or runs is cancelled and can write no more. The jobs stay as rows without texts,
-    names or metadata, so that counts stay true. An entry in the audit has their ids. On SQLite
-    the file is written anew, so that nothing is left in it; docs/privacy.md says what remains
-    on PostgreSQL, in backups and in Redis.
+    Waiting and running jobs are cancelled and write no result. The jobs stay as rows without texts,
+    names or metadata, so that counts stay true. An entry in the audit has their ids. On SQLite the
+    file is rewritten, so that no text is left in it; docs/privacy.md says what remains on
+    PostgreSQL, in backups and in Redis.
     """
     from cli.errors import CommandError
     from cli.person_selection import person_of

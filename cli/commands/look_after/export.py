@@ -1,4 +1,4 @@
-"""`tidemill export`: writes every row that is kept of a person or a tenant."""
+"""`tidemill export`: writes every row that is stored for a person or a tenant."""
 
 import sys
 from pathlib import Path
@@ -15,13 +15,13 @@ def export(
     metadata: Metadata = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="A file, complete or not there at all."),
+        typer.Option("--output", "-o", help="A file, which appears only when it is complete."),
     ] = None,
 ) -> None:
-    """Write everything that is kept of a tenant, or of whom metadata name, as JSON lines.
+    """Write everything that is stored for a tenant, or for a person by metadata, as JSON lines.
 
-    A line is a batch, a job with all that belongs to it, or a message that could not be taken;
-    `kind` says which. An entry in the audit says that it was asked for.
+    A line is a batch, a job with everything that belongs to it, or a message that could not be
+    taken; `kind` says which. The export is recorded in the audit.
     """
     from cli.output.escaping import json_text
     from cli.output.files.output_file import opened

@@ -1,4 +1,4 @@
-"""`tidemill keys`: what texts are encrypted with."""
+"""`tidemill keys`: manages the encryption keys."""
 
 import os
 from datetime import UTC, datetime
@@ -12,7 +12,7 @@ from cli.output.terminal import note, plural, print_table, say, table, write_jso
 from cli.usage import Command
 
 keys = typer.Typer(
-    help="The keys that texts are encrypted with: make one, look at them, change to another.",
+    help="Make, list and rotate the keys that texts are encrypted with.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -22,17 +22,15 @@ keys = typer.Typer(
 def generate(
     file: Annotated[
         Path | None,
-        typer.Option(
-            help="Put it in front of the keys of this file, so that it seals from now on."
-        ),
+        typer.Option(help="Put it before the keys in this file, so that it encrypts new texts."),
     ] = None,
     name: Annotated[
-        str | None, typer.Option(help="Of the key; by default made of the time.")
+        str | None, typer.Option(help="The name of the key; default by the time.")
     ] = None,
 ) -> None:
     """Make a new random key, and write it to standard output or into a file.
 
-    A text whose key is lost is lost. Keep the keys where the database's backups are not.
+    If a key is lost, its texts are lost. Keep the keys apart from the database's backups.
     """
     from cli.errors import CommandError
     from db.encryption.key_ring import NAME, KeyRing, new_key
@@ -58,7 +56,7 @@ def generate(
 
 @keys.command("list", cls=Command, epilog="Example: tidemill keys list --json")
 def list_(json: options.Json = False) -> None:
-    """List the keys of this process, and how many texts each has sealed."""
+    """List the keys of this process, and how many texts each has encrypted."""
     from cli.stack.ready import require_ready
     from db.encryption.rotation import values_by_key
 
@@ -89,10 +87,10 @@ def list_(json: options.Json = False) -> None:
 
 @keys.command(cls=Command, epilog="Example: tidemill keys rotate")
 def rotate(json: options.Json = False) -> None:
-    """Encrypt with the first key whatever another has sealed, or none, while jobs run.
+    """Encrypt all texts of other keys, and plain ones, with the first key, while jobs run.
 
-    First give every producer and worker the new ring and restart them; afterwards the old key
-    may go from it, once `tidemill keys list` counts nothing for it.
+    First give the new ring to every producer and worker and restart them. Afterwards, once
+    `tidemill keys list` counts no texts for the old key, remove it from the ring.
     """
     from cli.stack.interrupts import Interrupts
     from cli.stack.ready import require_ready

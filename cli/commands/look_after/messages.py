@@ -1,4 +1,4 @@
-"""`tidemill messages`: the quarantine, what came to the queues and could not be taken."""
+"""`tidemill messages`: manages the quarantine of messages that could not be taken."""
 
 import sys
 from contextlib import nullcontext
@@ -21,24 +21,26 @@ NO_QUEUES = ("unacked", "tidemill:quarantine")
 
 def messages(
     chosen: Annotated[
-        list[str] | None, typer.Argument(metavar="MESSAGE", help="Messages by id; default all.")
+        list[str] | None, typer.Argument(metavar="MESSAGE", help="Message ids; default all.")
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="How many to list, the newest first.")] = 50,
+    limit: Annotated[
+        int, typer.Option(min=1, help="The most messages to list, newest first.")
+    ] = 50,
     raw: Annotated[
-        bool, typer.Option("--raw", help="Write one message as it was, to standard output.")
+        bool, typer.Option("--raw", help="Write one message unchanged to standard output.")
     ] = False,
     requeue: Annotated[
         bool, typer.Option("--requeue", help="Put the named messages back into their queues.")
     ] = False,
     delete: Annotated[
-        bool, typer.Option("--delete", help="Forget the named messages; without names, all.")
+        bool, typer.Option("--delete", help="Delete the named messages; without names, all.")
     ] = False,
     json: options.Json = False,
 ) -> None:
     """List the messages that could not be taken, with the reason; show, requeue or delete them.
 
-    What somebody puts into a queue and is no message of ours is taken off it and kept here,
-    the newest 10,000. The text of a message is only shown with --raw.
+    Invalid messages are taken off the queues and stored here, the newest 10,000. The text of a
+    message is only shown with --raw.
     """
     from sqlalchemy import select
 
@@ -117,7 +119,7 @@ def _print(rows: "list[QuarantinedMessage]") -> None:
 
 
 def _requeue(database: "Database", rows: "list[QuarantinedMessage]") -> None:
-    """Put messages back into their queues, and make room for the jobs that they are to be."""
+    """Put messages back into their queues, and delete the failed jobs stored in their place."""
     import redis
     from redis.backoff import NoBackoff
     from redis.retry import Retry

@@ -1,4 +1,4 @@
-"""`tidemill models`: what tidemill.toml names, and what live workers made of it."""
+"""`tidemill models`: lists the models of tidemill.toml, and how live workers run them."""
 
 from dataclasses import asdict
 from typing import Any
@@ -10,8 +10,7 @@ UNITS = {"max_sequences": "rows", "max_step_tokens": "tokens", "max_cache_tokens
 
 
 def models(json: options.Json = False) -> None:
-    """Show the models of tidemill.toml, and for those that a live worker has loaded what it
-    chose for this machine and why.
+    """Show the models of tidemill.toml, and the settings that live workers chose for them.
 
     Example: tidemill models --json | jq '.[].loaded[].settings'
     """
@@ -48,7 +47,7 @@ def models(json: options.Json = False) -> None:
 
 
 def engines_by_model() -> dict[str, list[dict[str, Any]]]:
-    """The engines of live workers by model; none where the database cannot be used."""
+    """The engines of live workers by model; empty if the database cannot be used."""
     from db.errors import DatabaseError
     from db.queries import worker_registry
     from db.schema import require_current
@@ -69,7 +68,7 @@ def engines_by_model() -> dict[str, list[dict[str, Any]]]:
 
 
 def requests_by_way(engines: list[dict[str, Any]]) -> str:
-    """The number of requests that ran in flight, and of those that ran by `generate`."""
+    """How many requests ran in flight, and how many by `generate`."""
     ways = [engine.get("requests") or {} for engine in engines]  # an older worker counts none
     num_in_flight, num_by_generate = (
         sum(each.get(way, 0) for each in ways) for way in ("in_flight", "by_generate")

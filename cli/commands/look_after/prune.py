@@ -1,4 +1,4 @@
-"""`tidemill prune`: what is older than [retention] allows goes."""
+"""`tidemill prune`: removes data that is older than the retention table allows."""
 
 from typing import Annotated
 
@@ -12,14 +12,14 @@ SINGULAR = {"audit entries": "audit entry"}
 
 def prune(
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Change nothing; say how much is due.")
+        bool, typer.Option("--dry-run", help="Change nothing; print how much is due.")
     ] = False,
     json: options.Json = False,
 ) -> None:
-    """Prune what is older than the [retention] table of tidemill.toml allows.
+    """Prune data that is older than the retention table of tidemill.toml allows.
 
-    The texts of a job go, its row and its counts stay. It is done a little at a time, so
-    that jobs go on meanwhile; the workers do the same every night by themselves.
+    The texts of a job are deleted; its row and its counts stay. Pruning goes a little at a time, so
+    that jobs go on; the workers do the same every night by themselves.
     """
     from cli.output.prune_progress import PruneProgress
     from cli.stack.interrupts import Interrupts

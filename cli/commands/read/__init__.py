@@ -1,1 +1,1 @@
-"""Commands that read: jobs, batches, results and how good they are."""
+"""Commands that read: jobs, batches, results and their quality."""

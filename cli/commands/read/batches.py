@@ -1,4 +1,4 @@
-"""`tidemill batches`: the batches and how far each is."""
+"""`tidemill batches`: lists batches and their progress."""
 
 from typing import Annotated
 
@@ -9,7 +9,7 @@ from cli.output.terminal import note, one_line, print_table, say, table, write_j
 
 
 def batches(
-    limit: Annotated[int, typer.Option(min=1, help="At most so many, newest first.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, help="The most batches to list.")] = 20,
     json: options.Json = False,
 ) -> None:
     """List batches, newest first, with their jobs by state."""

@@ -1,4 +1,4 @@
-"""`tidemill canaries`: whether the jobs that must not change still answer as they did."""
+"""`tidemill canaries`: compares the answers of canaries with the expected ones."""
 
 from datetime import datetime
 from typing import Annotated
@@ -11,13 +11,14 @@ from cli.output.terminal import note, one_line, print_table, say, table, write_j
 
 def canaries(
     run: Annotated[
-        bool, typer.Option("--run", help="Run them now, and wait, instead of at night.")
+        bool, typer.Option("--run", help="Run them now instead of at night, and wait.")
     ] = False,
     json: options.Json = False,
 ) -> None:
-    """Show what each canary of tidemill.toml answered the last time, beside what it should.
+    """Show the latest answer of each canary of tidemill.toml, beside the expected one.
 
-    They are run by the nightly pass of the workers. Status 1: one has another answer, or failed.
+    The workers run them in their nightly pass. The exit status is 1 if a canary failed or has
+    another answer.
     """
     from cli.lookup import found_batch
     from cli.output.progress import watch

@@ -1,4 +1,4 @@
-"""`tidemill quality`: whether the newest results are like those of before."""
+"""`tidemill quality`: compares the newest results with earlier ones."""
 
 from collections.abc import Container
 from datetime import timedelta
@@ -14,18 +14,18 @@ MAX_HOURS = 24.0 * 366
 
 def quality(
     hours: Annotated[
-        float, typer.Option(min=0.01, max=MAX_HOURS, help="The newest period.")
+        float, typer.Option(min=0.01, max=MAX_HOURS, help="The length of the newest period.")
     ] = 24.0,
     reference_days: Annotated[
         float,
         typer.Option(
-            min=0.01, max=MAX_HOURS / 24, help="The time before it, which it is held against."
+            min=0.01, max=MAX_HOURS / 24, help="The length of the reference period before it."
         ),
     ] = 28.0,
     days: Annotated[
-        int, typer.Option(min=1, max=366, help="So many newest periods, each by itself.")
+        int, typer.Option(min=1, max=366, help="Compare this many periods, each by itself.")
     ] = 1,
-    model: Annotated[str | None, typer.Option(help="Only of this model.")] = None,
+    model: Annotated[str | None, typer.Option(help="Only this model.")] = None,
     check: Annotated[
         bool, typer.Option("--check", help="End with status 1 if a signal has changed.")
     ] = False,
@@ -103,7 +103,7 @@ def quality(
 
 
 def _configured() -> Container[str]:
-    """The models that the configuration names; none where there is no configuration."""
+    """The models of the configuration; empty without one."""
     from tasks.configuration import settings
     from tasks.errors import SettingsError
 

@@ -1,4 +1,4 @@
-"""`tidemill reproduce`: run a finished job again as it was recorded, and compare."""
+"""`tidemill reproduce`: runs a finished job again with its recorded settings, and compares."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,12 +31,12 @@ def reproduce(
     job: Annotated[str, typer.Argument(metavar="JOB", help="The id of a job that succeeded.")],
     json: options.Json = False,
 ) -> None:
-    """Run a job again with the settings of its record, and compare the answers.
+    """Run a job again with its recorded settings, and compare the answers.
 
-    The second run is a job of its own, without a cache, with the first one's id in its metadata
-    as `reproduces`. Status 0: the answers are identical; 1: they differ, and what differs between
-    the two records (the model's files, versions, settings) is listed. In float32 they are
-    identical as long as the records are.
+    The second run is a new job without a cache, with the first one's id in its metadata as
+    `reproduces`. Status 0: the answers are identical. Status 1: they differ, and the differences
+    between the two records (the model's files, versions, settings) are listed. In float32 the
+    answers are identical if the records are.
     """
     from cli.errors import NotReproducible
     from cli.lookup import found_job
@@ -92,7 +92,7 @@ def reproduce(
 
 
 def contract_again(first: "JobDetails") -> "Contract":
-    """The contract of a job, with what its model settled where the job left it open."""
+    """The contract of a job, with the values that its model chose for open fields."""
     from tasks.contracts.by_task import CONTRACTS
 
     contract = CONTRACTS[first.job.task]
@@ -128,7 +128,7 @@ def answers(details: "JobDetails") -> tuple[str, ...]:
 
 
 def first_difference(first: "JobDetails", second: "JobDetails") -> int:
-    """The offset of the first character that differs, over all answers one after the other."""
+    """The offset of the first different character, over all answers concatenated."""
     one, other = "".join(answers(first)), "".join(answers(second))
     pairs = zip(one, other, strict=False)
     return next(
@@ -137,7 +137,7 @@ def first_difference(first: "JobDetails", second: "JobDetails") -> int:
 
 
 def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The names and values that differ between two records of the model and its settings."""
+    """The values that differ between two records of model and settings, by name."""
     pairs = {name: (first.get(name), second.get(name)) for name in RECORD}
     # A record of before a field was kept says nothing of it.
     return {

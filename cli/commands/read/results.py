@@ -1,4 +1,4 @@
-"""`tidemill results`: what came of jobs, found by many things, in four formats."""
+"""`tidemill results`: finds jobs with their results, and writes them in four formats."""
 
 import codecs
 import sys
@@ -19,64 +19,71 @@ Format = Literal["table", "jsonl", "csv", "parquet"]
 
 def results(
     context: typer.Context,
-    task: Annotated[options.TaskName | None, typer.Option(help="Of this kind.")] = None,
-    batch: Annotated[str | None, typer.Option(help="Of a batch: name, run key or id.")] = None,
+    task: Annotated[options.TaskName | None, typer.Option(help="Only this task.")] = None,
+    batch: Annotated[str | None, typer.Option(help="Only this batch: name, run key or id.")] = None,
     state: Annotated[
         options.StateName | None,
         typer.Option(
             help="`all` for every state; default succeeded, with --error-code every state."
         ),
     ] = None,
-    language: Annotated[str | None, typer.Option(help="Of the output.")] = None,
-    tenant: Annotated[str | None, typer.Option(help="Of this tenant.")] = None,
+    language: Annotated[str | None, typer.Option(help="The language of the output.")] = None,
+    tenant: Annotated[str | None, typer.Option(help="Only this tenant.")] = None,
     metadata: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Each of these pairs.")
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Only jobs with each of these pairs."),
     ] = None,
     since: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Submitted then or later, as 2026-01-31.")
+        str | None,
+        typer.Option(metavar="TIME", help="Submitted at this time or later, as 2026-01-31."),
     ] = None,
-    until: Annotated[str | None, typer.Option(metavar="TIME", help="Submitted before.")] = None,
-    text: Annotated[str | None, typer.Option(help="A part of the output, in any case.")] = None,
+    until: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Submitted before this time.")
+    ] = None,
+    text: Annotated[str | None, typer.Option(help="Text in the output, in any case.")] = None,
     custom_id: Annotated[str | None, typer.Option(help="Your own id.")] = None,
     finish_reason: Annotated[
         options.FinishReason | None,
         typer.Option(help="How the output ended: by itself, or at the limit of its length."),
     ] = None,
     error_code: Annotated[
-        str | None, typer.Option(metavar="CODE", help="Of the error, as prompt_too_long.")
+        str | None, typer.Option(metavar="CODE", help="The error, such as prompt_too_long.")
     ] = None,
     min_duration: Annotated[
         float | None,
-        typer.Option(metavar="SECONDS", help="Ran so long or longer, from started to finished."),
+        typer.Option(metavar="SECONDS", help="The shortest run time, from started to finished."),
     ] = None,
     max_duration: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="Ran so long or shorter.")
+        float | None, typer.Option(metavar="SECONDS", help="The longest run time.")
     ] = None,
     incomplete: Annotated[
-        bool, typer.Option("--incomplete", help="Made from a part of the source only.")
+        bool,
+        typer.Option("--incomplete", help="Only results that do not cover their whole source."),
     ] = False,
     suspicious: Annotated[
-        bool, typer.Option("--suspicious", help="Flagged by a guard; with the reasons.")
+        bool,
+        typer.Option("--suspicious", help="Only results that a guard flagged, with the reasons."),
     ] = False,
     reason: Annotated[
-        options.SuspicionName | None, typer.Option(help="Flagged for this reason.")
+        options.SuspicionName | None, typer.Option(help="Only results flagged for this reason.")
     ] = None,
     signal: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME<VALUE",
-            help="Each of these holds, as 'repetition>0.3' or detected_language=en.",
+            help="A condition, such as 'repetition>0.3' or detected_language=en.",
         ),
     ] = None,
     sort: Annotated[
-        Literal["oldest", "newest"], typer.Option(help="Which comes first, by submission.")
+        Literal["oldest", "newest"], typer.Option(help="The job to list first, by submission.")
     ] = "oldest",
     after: Annotated[
-        str | None, typer.Option(metavar="CURSOR", help="What follows; a full table prints it.")
+        str | None,
+        typer.Option(metavar="CURSOR", help="Continue after this cursor; a full table prints it."),
     ] = None,
     limit: Annotated[
         int | None,
-        typer.Option(min=1, help=f"At most so many; a table has {TABLE_LIMIT} unless told."),
+        typer.Option(min=1, help=f"The most jobs to list; default for a table: {TABLE_LIMIT}."),
     ] = None,
     columns: Annotated[
         str | None,
@@ -85,38 +92,38 @@ def results(
         ),
     ] = None,
     input: Annotated[
-        bool, typer.Option("--input", help="With what was asked: the text, or a chat's messages.")
+        bool, typer.Option("--input", help="With the input: the text, or a chat's messages.")
     ] = False,
     format: Annotated[
         Format | None,
-        typer.Option(help="How to write them; default by the name of the file, or a table."),
+        typer.Option(help="The output format; default by the name of the file, or a table."),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="A file, complete or not there at all."),
+        typer.Option("--output", "-o", help="A file, which appears only when it is complete."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="JSON lines, as --format jsonl.")] = False,
     to_folder: Annotated[
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="A file for each job of a --batch, under the name of its source; what is there "
-            "already is skipped.",
+            help="Write a file for each job of a --batch, named like its source; existing ones are "
+            "skipped.",
         ),
     ] = None,
     raw: Annotated[
         bool,
         typer.Option(
             "--raw",
-            help="In CSV, every text as it is. Without it, a text that a spreadsheet would run as "
-            "a formula (=, +, -, @, tab or line break in front) begins with a '.",
+            help="In CSV, write every text unchanged. Without it, a text that a spreadsheet would "
+            "run as a formula (=, +, -, @, tab or line break in front) begins with a '.",
         ),
     ] = False,
 ) -> None:
     """Find jobs and their results, oldest first.
 
-    JSON lines and Parquet hold every text as it is; a table and what goes to a
-    terminal shows control characters as escapes.
+    JSON lines and Parquet contain every text unchanged; a table, and any output to a terminal,
+    shows control characters as escapes.
     """
     if to_folder is not None:
         _require_batch_alone(context)
@@ -234,7 +241,7 @@ def results(
 
 
 def _require_batch_alone(context: typer.Context) -> None:
-    """A usage error where a folder is asked for of anything but one whole batch."""
+    """Raise a usage error if a folder is requested for anything but one whole batch."""
     if context.params["batch"] is None:
         raise typer.BadParameter(
             "needs the --batch that is to be written", param_hint="--to-folder"
@@ -250,7 +257,7 @@ def _require_batch_alone(context: typer.Context) -> None:
 
 
 def _write_folder(batch: str, folder: Path) -> None:
-    """Write the outputs of a batch as files; status 1 where one of its jobs has no file then."""
+    """Write the outputs of a batch as files; status 1 if a job then has no file."""
     from cli.lookup import found_batch
     from cli.output.files.result_folder import ResultFolder
     from cli.stack.ready import require_ready
@@ -304,7 +311,7 @@ class _Shown:
 
 
 def _format_of(output: Path | None) -> Format:
-    """The format that the file's suffix names."""
+    """The format for the file's suffix."""
     if output is None:
         return "table"
     formats: dict[str, Format] = {".jsonl": "jsonl", ".csv": "csv", ".parquet": "parquet"}
@@ -319,7 +326,7 @@ def _format_of(output: Path | None) -> Format:
 
 
 def _require_place(output: Path, format: Format) -> None:
-    """A usage error before anything is read, where the file cannot be what was asked for."""
+    """Raise a usage error, before reading, if the output file does not suit the format."""
     if format == "table":
         fault = "a table is for the screen; give another --format"
     elif output.is_dir():

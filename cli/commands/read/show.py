@@ -1,4 +1,4 @@
-"""`tidemill show`: everything about one job."""
+"""`tidemill show`: shows everything about one job."""
 
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,7 +18,7 @@ def show(
     job: Annotated[str, typer.Argument(metavar="JOB", help="A job's id.")],
     json: options.Json = False,
 ) -> None:
-    """Show one job: what was asked, what came of it, its attempts and its origin."""
+    """Show one job: its input, its result, its attempts and its origin."""
     from cli.lookup import found_job
     from cli.stack.ready import require_ready
     from tasks.quarantine import Reason
@@ -103,7 +103,7 @@ def _facts(details: "JobDetails") -> list[tuple[str, str]]:
 
 
 def _gone(pruned_at: datetime | None, erased_at: datetime | None) -> str | None:
-    """Why a text is not shown that there was."""
+    """The reason that a text is no longer stored; None if it is."""
     if pruned_at is None:
         return None
     if erased_at is not None:

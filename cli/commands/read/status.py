@@ -1,4 +1,4 @@
-"""`tidemill status`: Redis, the database, the workers and the jobs, at a glance."""
+"""`tidemill status`: shows Redis, the database, the workers and the jobs at a glance."""
 
 from typing import Any
 
@@ -111,7 +111,7 @@ def status(json: options.Json = False) -> None:
 
 
 def _print_jobs(jobs: Any, served: list[str], messages: dict[str, int] | None) -> None:
-    """messages: by queue; None where Redis does not answer"""
+    """Print a table of jobs. messages: by queue; None if Redis does not answer"""
     from db.lane import Lane
     from db.states import JobState
     from tasks.queues import SUBMISSIONS, queue_name

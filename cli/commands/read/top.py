@@ -1,4 +1,4 @@
-"""`tidemill top`: workers, rows, tokens a second and the backlog, as they are now."""
+"""`tidemill top`: shows workers, rows, tokens per second and the backlog, live."""
 
 import time
 from typing import Annotated
@@ -12,12 +12,12 @@ from cli.output.terminal import out, write_json
 def top(
     json: options.Json = False,
     seconds: Annotated[
-        float, typer.Option(min=0.2, max=3600, help="Between two looks, of which rates are made.")
+        float, typer.Option(min=0.2, max=3600, help="The interval over which rates are measured.")
     ] = 2.0,
 ) -> None:
-    """Show what the workers do and what waits, again and again; Ctrl-C ends it.
+    """Show live figures of the workers and the backlog; Ctrl-C ends it.
 
-    Without a terminal, or with --json, it looks twice and shows one snapshot.
+    Without a terminal, or with --json, it prints one snapshot, measured over one interval.
     """
     from cli.output.top_screen import screen
     from cli.stack.ready import require_ready

@@ -1,4 +1,4 @@
-"""`tidemill watch`: a batch on its way, until it is finished."""
+"""`tidemill watch`: shows the progress of a batch until it is finished."""
 
 import shlex
 from typing import Annotated
@@ -12,7 +12,7 @@ from cli.output.terminal import note, out, say
 def watch(
     batch: Annotated[str, typer.Argument(metavar="BATCH", help="A batch's name, run key or id.")],
 ) -> None:
-    """Show how a batch goes: states, rate and ETA. Ends when the batch is finished.
+    """Show the progress of a batch: states, rate and ETA. Ends when the batch is finished.
 
     The exit status is 1 if a job did not succeed.
     """

@@ -1,4 +1,4 @@
-"""`tidemill demo`: the whole road once, with the toy models of a checkout."""
+"""`tidemill demo`: runs a small night from start to end with the toy models of a checkout."""
 
 import os
 import time
@@ -28,9 +28,8 @@ COVERAGE_WIDTH = 60
 def demo() -> None:
     """Run a night of some hundred jobs from start to end, in a checkout of Tidemill.
 
-    Starts an embedded Valkey, an embedded SQLite and a worker in
-    .tidemill/demo, enqueues examples/nightly.toml, waits for it, reads the
-    results from the database, and stops everything.
+    Starts an embedded Valkey, an embedded SQLite and a worker in .tidemill/demo, enqueues
+    examples/nightly.toml, waits for it, reads the results from the database, and stops everything.
     """
     from cli.errors import CommandError
     from cli.stack.interrupts import Interrupts
@@ -116,7 +115,7 @@ def _run(stack: "LocalStack", go_on: Callable[[], None]) -> "FoundBatch":
 
 @dataclass(frozen=True, slots=True)
 class JobRun:
-    """A job that was run: since when it could have been, and when it was."""
+    """The times of a job that ran: when it could start, started and ended."""
 
     job: "FoundJob"
     waits_since: datetime
@@ -133,8 +132,7 @@ class JobRun:
 
 
 def _runs(jobs: Sequence["FoundJob"], ready_at: datetime) -> Iterator[JobRun]:
-    """ready_at: when the models were loaded, if an interrupted demo left jobs, which could not run
-    before"""
+    """The runs of the jobs. ready_at: when the models were loaded, if jobs had waited for that"""
     for job in jobs:
         if job.started_at is not None and job.finished_at is not None:
             was_left = job.created_at < ready_at <= job.finished_at
@@ -144,9 +142,9 @@ def _runs(jobs: Sequence["FoundJob"], ready_at: datetime) -> Iterator[JobRun]:
 
 
 def _load_models(stack: "LocalStack", go_on: Callable[[], None]) -> float:
-    """Start the worker and wait until it takes jobs; returns how long that took.
+    """Start the worker and wait until it takes jobs; returns the seconds.
 
-    Before a job is submitted: one would wait for the models, and not for its turn.
+    This comes before any job is submitted, so that no job's waiting time includes loading.
     """
     from tasks.configuration import settings
 
@@ -173,7 +171,7 @@ def _print_examples(jobs: Sequence["FoundJob"]) -> None:
 
 
 def _print_documents(jobs: Sequence["FoundJob"]) -> None:
-    """Prints the coverage of the texts that came as files of their own."""
+    """Print the coverage of texts that came as single files."""
     from cli.output.coverage import coverage_lines
     from db.reading.job_details import find_details
     from tasks.configuration import settings
@@ -215,7 +213,7 @@ def _print_totals(jobs: Sequence["FoundJob"], runs: Sequence[JobRun]) -> None:
 
 
 def _print_summary(runs: Sequence[JobRun], load_seconds: float | None) -> None:
-    """Prints the loading time apart from the work: models load once, however many jobs follow."""
+    """Print the work apart from the loading time: models load once for any number of jobs."""
     seconds, num_jobs = _busy_seconds(runs), plural(len(runs), "job")
     if load_seconds is not None:
         say(f"\nload  {load_seconds:,.1f} s, once, before the first job was submitted")

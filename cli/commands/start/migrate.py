@@ -1,4 +1,4 @@
-"""`tidemill migrate`: brings the database to this version's tables."""
+"""`tidemill migrate`: brings the database to this version's schema."""
 
 from typing import Annotated
 
@@ -8,9 +8,7 @@ from cli.output.terminal import say
 
 
 def migrate(
-    to: Annotated[str, typer.Option(metavar="REVISION", help="To another than the newest.")] = (
-        "head"
-    ),
+    to: Annotated[str, typer.Option(metavar="REVISION", help="The revision to reach.")] = ("head"),
     check: Annotated[
         bool, typer.Option("--check", help="Change nothing; status 1 if there is work to do.")
     ] = False,

@@ -1,4 +1,4 @@
-"""`tidemill up`: everything on this machine, in one process tree."""
+"""`tidemill up`: runs everything on this machine, in one process tree."""
 
 import os
 import shlex
@@ -27,7 +27,7 @@ EXAMPLES = {  # which the toy models of a checkout know how to answer
 def up(
     data_dir: Annotated[
         Path | None,
-        typer.Option(help="Where it keeps everything; default TIDEMILL_DATA_DIR or .tidemill."),
+        typer.Option(help="The folder for all data; default TIDEMILL_DATA_DIR or .tidemill."),
     ] = None,
     models: options.Models = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show the worker's log.")] = False,
@@ -35,9 +35,8 @@ def up(
 ) -> None:
     """Start everything: Redis, the database and a worker. Ctrl-C stops it all.
 
-    Valkey and SQLite are embedded, unless TIDEMILL_REDIS_URL and
-    TIDEMILL_DATABASE_URL say where others are. Commands run in this folder
-    find what is started here.
+    Valkey and SQLite are embedded, unless TIDEMILL_REDIS_URL and TIDEMILL_DATABASE_URL name others.
+    Commands in this folder use what is started here.
     """
     from cli.stack.interrupts import Interrupts
     from cli.stack.local_stack import LocalStack

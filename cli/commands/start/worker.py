@@ -1,4 +1,4 @@
-"""`tidemill worker`: Celery's own worker, once everything it needs is there."""
+"""`tidemill worker`: runs Celery's worker, after checking that everything it needs is there."""
 
 import os
 import sys
@@ -16,14 +16,14 @@ def worker(
         typer.Option(min=1, help="Messages in flight; default by the number of models."),
     ] = None,
     name: Annotated[
-        str | None, typer.Option(help="Its name among Celery's nodes; default by process id.")
+        str | None, typer.Option(help="Its name as a Celery node; default by process id.")
     ] = None,
     loglevel: Annotated[str, typer.Option(help="DEBUG, INFO, WARNING or ERROR.")] = "INFO",
     metrics_port: options.MetricsPort = None,
 ) -> None:
-    """Start a worker in the foreground; SIGTERM or Ctrl-C lets it finish what it runs.
+    """Start a worker in the foreground; SIGTERM or Ctrl-C lets it finish its running jobs.
 
-    It is `celery -A tasks worker`, so Celery's tools know it.
+    It is `celery -A tasks worker`, so Celery's tools can manage it.
     """
     from cli.stack.broker import read_broker
     from cli.stack.ready import require_ready
@@ -42,7 +42,7 @@ def worker(
 
 
 def celery_command(name: str, concurrency: int | None = None, loglevel: str = "INFO") -> list[str]:
-    """The worker's command line; its settings are those of the Celery app."""
+    """The worker's command line. Its settings are those of the Celery app."""
     command = [sys.executable, "-P", "-m", "cli.stack.celery_main", "-A", "tasks", "worker"]
     # Both only serve workers that talk to each other; ours talk to the database.
     command += ["--without-gossip", "--without-mingle"]

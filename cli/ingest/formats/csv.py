@@ -1,4 +1,4 @@
-"""CSV: the header row names the fields, an empty cell leaves its field out."""
+"""CSV: the header row names the fields; an empty cell leaves its field out."""
 
 import csv
 import io
@@ -20,9 +20,9 @@ JSON_FIELDS = frozenset({"messages", "metadata", "stop", "glossary"})
 
 
 class CsvSource:
-    """A CSV file, its cells separated by commas, semicolons or tabs.
+    """A CSV file with commas, semicolons or tabs between its cells.
 
-    encoding: of one that has no mark and is not in UTF-8
+    encoding: of a file that has no byte order mark and is not in UTF-8
     """
 
     exact_types = False  # all is text
@@ -72,7 +72,7 @@ class CsvSource:
 
 
 class _Lines:
-    """The lines after the header; those of the record that is being read can be read again."""
+    """The lines after the header, of which those of the present record can be read again."""
 
     def __init__(self, text: Iterator[str]) -> None:
         self._text = text
@@ -89,13 +89,13 @@ class _Lines:
         return line
 
     def begin_record(self) -> int:
-        """The number of the line that is read next."""
+        """The number of the next line."""
         self._next_number += len(self._record)
         self._record.clear()
         return self._next_number
 
     def give_up_on_first(self) -> int:
-        """Take back all lines of the record but its first; returns how many those are."""
+        """Put back all lines of the record but its first; returns their number."""
         other_lines = self._record[1:]
         self._again.extendleft(reversed(other_lines))
         del self._record[1:]
@@ -142,7 +142,7 @@ def _rows(
 
 
 def _require_text(name: str, header: str, encoding: str) -> None:
-    """Raise SourceUnusable where the first line is not in its encoding."""
+    """Raise SourceUnusable if the first line cannot be decoded."""
     fault = "is UTF-16, by its look" if "\x00" in header else f"is not {shown(encoding)} text"
     try:
         header.encode()

@@ -1,4 +1,4 @@
-"""Folders of documents, and a document by itself: each file is one text, its name the custom id."""
+"""Folders of documents, and single documents: each file is one text, its name the custom id."""
 
 import errno
 import os
@@ -14,10 +14,10 @@ MAX_METADATA_CHARACTERS = 512
 
 
 class FolderSource:
-    """The files in a folder and in those within it, in the order of their names.
+    """The files in a folder and its subfolders, in order of their names.
 
-    Hidden ones are left out, and folders that are links are not entered. A file's
-    name is its path from `base`, by default the folder itself.
+    Hidden files and linked folders are left out. A file's name is its path from `base`, by default
+    the folder itself.
     """
 
     exact_types = True
@@ -50,7 +50,7 @@ class FolderSource:
 
 
 class DocumentSource:
-    """One document; its name is its path from `base`, by default the file's name alone."""
+    """One document. Its name is its path from `base`, by default the file's name alone."""
 
     exact_types = True
 
@@ -67,7 +67,7 @@ class DocumentSource:
 
 
 def row_of(position: int, path: Path, base: Path, encoding: str | None) -> Row | BadRow:
-    """The job that a file is, or why it is none."""
+    """The row of a file, or the reason that it has none."""
     name = _name(path, base)
     place = f"file {_shown(name)}"
     if _shown(name) != name:
@@ -85,7 +85,7 @@ def row_of(position: int, path: Path, base: Path, encoding: str | None) -> Row |
 
 
 def _files(folder: Path) -> Iterator[tuple[Path, OSError | None]]:
-    """Every file, and all that cannot be read, with the reason."""
+    """Every file, and each entry that cannot be read, with the error."""
     folders = [folder]
     while folders:
         folder = folders.pop()

@@ -1,4 +1,4 @@
-"""JSON lines: one object a line, its keys the fields of a job."""
+"""JSON lines: one object a line; its keys are the fields of a job."""
 
 import io
 import json
@@ -58,7 +58,7 @@ class JsonlSource:
                     yield Row(number, place, fields)
 
     def _require_utf8(self, line: bytes) -> None:
-        """Raise SourceUnusable where no line will be JSON, rather than refuse each."""
+        """Raise SourceUnusable if no line can be JSON, instead of refusing each."""
         if line.startswith(UTF_16) or line[:4].count(b"\0") > 1:
             raise SourceUnusable(f"{self.name} is UTF-16, by its look; save it as UTF-8")
         if line.startswith(GZIP):
@@ -78,7 +78,7 @@ class JsonlSource:
 
 
 def parse_line(line: bytes, otherwise: str | None = None) -> dict[str, Any] | str:
-    """The object on a line, or what is wrong with the line.
+    """The object on a line, or the line's fault.
 
     otherwise: the encoding of a line that is not in UTF-8
     """
@@ -109,7 +109,7 @@ class _NameTwice(Exception):
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Raises _NameTwice where Python would keep the last and drop the others."""
+    """Build an object; raises _NameTwice for a repeated key."""
     fields = dict(pairs)
     if len(fields) < len(pairs):
         raise _NameTwice

@@ -1,4 +1,4 @@
-"""Parquet: the columns are the fields, NULL leaves its field out."""
+"""Parquet: the columns are the fields; NULL leaves its field out."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,7 +51,7 @@ class ParquetSource:
 
 
 def _fields(batch: Any) -> Iterator[dict[str, Any] | str]:
-    """The fields of each row, or what is wrong with it."""
+    """The fields of each row, or the row's fault."""
     try:
         yield from batch.to_pylist(maps_as_pydicts="strict")
         return
@@ -71,7 +71,7 @@ def _fields(batch: Any) -> Iterator[dict[str, Any] | str]:
 
 
 def _plain(fields: dict[str, Any]) -> dict[str, Any]:
-    """A struct column has every key in every row; those without a value are not meant."""
+    """Drop keys without a value: a struct column has every key in every row."""
     return {
         name: {key: value for key, value in column.items() if value is not None}
         if isinstance(column, dict)

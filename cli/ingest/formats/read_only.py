@@ -1,9 +1,9 @@
-"""A connection through which nothing can be written, or none at all.
+"""Read-only database connections.
 
-On PostgreSQL the transaction is read-only, and a statement goes through a cursor
-of the server: that takes one SELECT and no more, so nothing ends the transaction
-and goes on to write. On SQLite the file is opened for reading, and an authorizer
-refuses whatever is no reading at all: another file attached, a pragma, a write.
+On PostgreSQL the transaction is read-only, and a statement runs through a server-side cursor: that
+takes a single SELECT, so no statement can end the transaction and then write. On SQLite the file is
+opened read-only, and an authorizer refuses everything but reading: attaching a file, a pragma, a
+write.
 """
 
 import os
@@ -28,8 +28,9 @@ SQLITE_READING_PRAGMAS = frozenset({"data_version", "page_size"})
 def connected(url: URL, read_only_user: bool) -> Iterator[Connection]:
     """A connection that only reads, rolled back at the end.
 
-    read_only_user: whether another database than PostgreSQL and SQLite is taken
-    at its word. Raises SourceUnusable where it is not.
+    Raises SourceUnusable for other databases without `read_only_user`.
+
+    read_only_user: the user's word that another database refuses this user's writes
     """
     backend = url.get_backend_name()
     if backend == "sqlite":
@@ -87,7 +88,7 @@ def _text(stored: bytes) -> str:
 def _authorize(
     action: int, first: str | None, second: str | None, database: str | None, within: str | None
 ) -> int:
-    """Whether SQLite may do a thing that a statement needs; called while it is compiled."""
+    """SQLite's authorizer, called while a statement is compiled: allows only reading."""
     if action == sqlite3.SQLITE_FUNCTION:
         allowed = (second or "").lower() != "load_extension"
     elif action == sqlite3.SQLITE_PRAGMA:

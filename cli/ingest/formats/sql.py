@@ -1,4 +1,4 @@
-"""A query against a database: its columns are the fields, and nothing but rows comes of it."""
+"""SQL: a query whose columns are the fields. It can only read."""
 
 import re
 import sqlite3
@@ -27,11 +27,11 @@ READING_WORDS = frozenset({"SELECT", "WITH", "VALUES", "TABLE"})
 
 
 class SqlSource:
-    """A query, read through a server-side cursor where the database has one.
+    """A query, read through a server-side cursor if the database has one.
 
-    It runs in a read-only transaction, as one statement, so that a statement that
-    writes is refused and not carried out. `read_only_user` says that the database
-    itself refuses this user's writes, for databases of which we cannot ensure it.
+    It runs as a single statement in a read-only transaction, so a statement that writes is refused.
+    `read_only_user` says that the database itself refuses this user's writes, for databases where
+    we cannot enforce that.
     """
 
     exact_types = False  # SQLite has no booleans, and a NUMERIC is a Decimal
@@ -97,7 +97,7 @@ class SqlSource:
 
 
 def _reason(error: BaseException | None) -> str:
-    """The first line of what a driver says; what follows may quote rows."""
+    """The first line of a driver's message; the rest may quote rows."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     only_read = ("read-only", "not authorized", "readonly", "one statement", "multiple commands")
     hint = "; a source is only read: the query must be one SELECT"

@@ -1,4 +1,4 @@
-"""Sources by path: a folder, or a file by its suffix."""
+"""Finds the source at a path: a folder, or a file by its suffix."""
 
 import os
 import shlex
@@ -24,11 +24,10 @@ READERS = (*TEXT_READERS, ".parquet")
 
 
 def looks_like_source(text: str) -> bool:
-    """Whether a text on the command line is clearly meant as a source.
+    """Whether a command-line argument is plainly meant as a source.
 
-    One word with the suffix of a known kind is, whether or not there is such a
-    file, and so is a file that is there. A word without suffix or slash is none:
-    it may be the name of a file or folder, and a word to generate from all the same.
+    A single word with the suffix of a known kind is, whether the file exists or not, and so is an
+    existing file. A word without suffix or slash is ambiguous: it may name a file, or be a text.
     """
     if "\x00" in text:
         return False
@@ -44,10 +43,11 @@ def looks_like_source(text: str) -> bool:
 
 
 def open_source(path: Path, encoding: str | None = None) -> Source:
-    """The source at a path, `-` being JSON lines on standard input; reads nothing yet.
+    """The source at a path, which is not yet read; `-` is JSON lines on standard input.
 
-    encoding: of its texts that name none and are not in UTF-8
-    Raises SourceUnusable when there is none.
+    Raises SourceUnusable if there is none.
+
+    encoding: of texts that name none and are not in UTF-8
     """
     encoding = None if encoding is None else codec_named(encoding)
     if str(path) == "-":
@@ -78,7 +78,7 @@ def open_source(path: Path, encoding: str | None = None) -> Source:
 
 
 def codec_named(encoding: str) -> str:
-    """Python's name of an encoding; raises SourceUnusable where there is none."""
+    """Python's name of an encoding; raises SourceUnusable if there is no such encoding."""
     if (codec := codec_of(encoding)) is None:
         raise SourceUnusable(
             f"there is no encoding {encoding!r}; windows-1252, shift_jis and koi8-r are some"
@@ -87,10 +87,10 @@ def codec_named(encoding: str) -> str:
 
 
 def open_sources(paths: Sequence[Path], encoding: str | None = None) -> list[Source]:
-    """The sources at several paths, whose documents get names that tell them apart.
+    """The sources at several paths, whose documents get distinct names.
 
-    Those are their paths from the nearest folder that all of them are in: of jan/ and
-    feb/, `jan/1.txt` and `feb/1.txt`; of reports/*.txt, the same as of reports/.
+    The names are paths from the nearest common folder: for jan/ and feb/ they are `jan/1.txt` and
+    `feb/1.txt`; for reports/*.txt they are the same as for reports/.
     """
     sources = [open_source(path, encoding) for path in paths]
     documents = [each for each in sources if isinstance(each, FolderSource | DocumentSource)]
@@ -108,7 +108,7 @@ def open_sources(paths: Sequence[Path], encoding: str | None = None) -> list[Sou
 
 
 def emptiness_of(name: str) -> str:
-    """A sentence that says that a source has nothing in it."""
+    """A sentence that says that a source is empty."""
     if Path(name).is_dir():
         return f"{name} has no rows: the folder has no files in it, hidden ones aside"
     return f"{name} has no rows"

@@ -1,1 +1,1 @@
-"""Files that commands write: results in tables and in folders."""
+"""Files that commands write: tables of results, and folders with a file for each job."""

@@ -1,4 +1,4 @@
-"""The file that a command writes: complete or not there at all."""
+"""Output files, which appear only when they are complete."""
 
 import sys
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 @contextmanager
 def opened(output: Path | None) -> Iterator[BinaryIO]:
-    """Standard output, or a file that gets its name when all is written."""
+    """Standard output, or a file that gets its name when everything is written."""
     if output is None:
         yield sys.stdout.buffer
         return

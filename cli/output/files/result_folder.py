@@ -1,4 +1,4 @@
-"""A folder of results: a file for each job's output, written once and never over another."""
+"""ResultFolder: a file for each job's output, written once and never over another file."""
 
 import errno
 import fcntl
@@ -23,7 +23,7 @@ DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 @dataclass(slots=True)
 class Written:
-    """The result of writing; the lists are in the order of submission, as (name, reason) pairs."""
+    """The result of writing; the lists are (name, reason) pairs in order of submission."""
 
     num_written: int = 0
     num_there_before: int = 0
@@ -37,9 +37,8 @@ class Written:
 class ResultFolder:
     """Writes outputs into a folder, and skips those that an earlier run has written.
 
-    What it wrote is recorded in a hidden file before the output gets its name, so that
-    a file that is there is ours if it is recorded, and somebody else's if it is not:
-    that is never overwritten. Used as a context manager; one process at a time.
+    A hidden file records each output before it gets its name, so a recorded file is ours, and any
+    other one is never overwritten. Use it as a context manager; one process at a time.
     """
 
     def __init__(self, path: Path) -> None:
@@ -86,9 +85,9 @@ class ResultFolder:
             record.write(b"\n")
 
     def write(self, jobs: Iterable[FoundJob]) -> None:
-        """Write what is not there yet, job by job, always in the same order.
+        """Write the missing outputs, job by job, always in the same order.
 
-        Raises OSError where nothing more can be written.
+        Raises OSError if nothing more can be written.
         """
         for job in jobs:
             # A job without an output takes its name, too: it may have one in the next start.
@@ -149,7 +148,7 @@ class ResultFolder:
 
 
 def _is_torn(path: Path, output: bytes) -> bool:
-    """Whether a loss of power took what was in it."""
+    """Whether a power cut destroyed the content of a file."""
     return bool(output) and path.is_file() and path.stat().st_size == 0
 
 

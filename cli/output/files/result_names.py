@@ -1,4 +1,4 @@
-"""Names: what the file of a job's output is called, safe on every system and its own."""
+"""Result names: file names of outputs, valid on every system and unique."""
 
 import re
 import unicodedata
@@ -21,9 +21,9 @@ _RESERVED = re.compile(r"(?:con|prn|aux|nul|conin\$|conout\$|(?:com|lpt)[0-9¹²
 
 
 def result_name(custom_id: str | None, job_id: UUID, task: str) -> PurePosixPath:
-    """The relative name of a job's file: that of its source where it has the same format.
+    """The relative name of a job's file: that of its source if that has the same format.
 
-    A source of which only the text was read gets one more suffix: `report.pdf.txt`.
+    If only the text of a source was read, the name gets another suffix: `report.pdf.txt`.
     """
     parts = [_safe(part) for part in (custom_id or "").split("/") if part not in ("", ".")]
     if not parts:
@@ -35,7 +35,7 @@ def result_name(custom_id: str | None, job_id: UUID, task: str) -> PurePosixPath
 
 
 def _safe(part: str) -> str:
-    """A part of a name as a file's name; a changed name stays recognisable."""
+    """A name part as a valid file name; a changed name stays recognisable."""
     safe = _UNSAFE.sub("_", part)
     if safe.startswith("."):  # hidden, or `..`
         safe = "_" + safe[1:]
@@ -52,9 +52,9 @@ def _safe(part: str) -> str:
 
 
 class TakenNames:
-    """The names that are in use, so that no two jobs share a file.
+    """The names in use, so that no two jobs share a file.
 
-    Names that differ in case or in how their accents are written are one on some systems.
+    Names that differ only in case or in the encoding of accents are equal on some systems.
     """
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ class TakenNames:
         self._folders: set[str] = set()
 
     def take(self, name: PurePosixPath) -> PurePosixPath:
-        """The name, or the next one like it that is free: `a.txt`, `a (2).txt`."""
+        """The name, or the next free one like it: `a.txt`, `a (2).txt`."""
         folder = PurePosixPath()
         for part in name.parts[:-1]:
             folder = next(

@@ -1,4 +1,4 @@
-"""Writers: jobs as a table, JSON lines, CSV or Parquet, each written as it is read."""
+"""Writers: write jobs as a table, JSON lines, CSV or Parquet, while they are read."""
 
 import json
 import re
@@ -44,7 +44,7 @@ def write_jsonl(
     columns: Sequence[str] | None = None,
     encoding: str = "utf-8",
 ) -> None:
-    """An object a line; in another encoding than UTF-8 it is ASCII, with escapes."""
+    """Write an object a line; in another encoding than UTF-8 as ASCII with escapes."""
     for job in jobs:
         to.write(json_text(record(job, columns), encoding) + "\n")
 
@@ -56,7 +56,7 @@ def write_csv(
     *,
     raw: bool = False,
 ) -> None:
-    """A header and a row a job; `error`, `metadata` and `alternatives` are JSON in their cells.
+    """Write a header and a row for each job; `error`, `metadata` and `alternatives` are JSON.
 
     A text that a spreadsheet would run as a formula gets a `'` in front, unless raw.
     """
@@ -86,10 +86,10 @@ def _csv_cell(value: Any, raw: bool) -> str:
 
 
 def guarded(text: str) -> str:
-    """The text in a form that a spreadsheet does not take for a formula.
+    """The text in a form that no spreadsheet runs as a formula.
 
-    One `'` more before what begins a formula after any number of them: whoever takes
-    one away from such a cell has exactly what was there.
+    It gets one more `'` if it begins with a formula, even after other `'`: removing one from such a
+    cell always gives the original text.
     """
     return f"'{text}" if _FORMULA.match(text) else text
 
@@ -166,7 +166,7 @@ def _groups(jobs: Iterable[FoundJob]) -> Iterator[list[FoundJob]]:
 def results_table(jobs: Sequence[FoundJob], columns: Sequence[str] | None = None) -> Any:
     """A table for people; a failed job shows its error in place of the output.
 
-    Where nobody chose the columns, those in which no job says anything are left out.
+    If the user chose no columns, those that are empty for all jobs are left out.
     """
     named = columns or [
         name

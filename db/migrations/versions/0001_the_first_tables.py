@@ -1,4 +1,4 @@
-"""the first tables"""
+"""Creates the first tables."""
 
 from uuid import UUID
 

@@ -1,4 +1,4 @@
-"""the engines of a worker"""
+"""Adds the engines of a worker."""
 
 import sqlalchemy as sa
 from alembic import op

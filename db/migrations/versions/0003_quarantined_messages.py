@@ -1,4 +1,4 @@
-"""messages that could not be taken"""
+"""Creates the table of quarantined messages."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""model cards in a table of their own"""
+"""Creates a table of model cards."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,8 +1,8 @@
-"""the model cards of existing results move to their table
+"""Moves the model cards of existing results to their table.
 
-`prepare` does it, in transactions of some hundred rows each, before the revision is
-written down: a run that is interrupted goes on where it was. A worker of an older
-revision may insert results meanwhile; those that it adds later keep their card with them.
+`prepare` does it, in transactions of some hundred rows each, before the revision is written; an
+interrupted run continues where it stopped. A worker of an older revision may insert results
+meanwhile; results that it adds later keep their card.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ depends_on = None
 
 BATCH_ROWS = 500
 JSON = sa.JSON(none_as_null=True).with_variant(postgresql.JSONB(none_as_null=True), "postgresql")
-OF_THE_RESULT = {"settings"}  # what is left with it; everything else is the model's
+OF_THE_RESULT = {"settings"}  # fields that stay with the result; all others go to the model card
 
 results = sa.table(
     "results",
@@ -46,7 +46,7 @@ write_result = (
 
 
 def prepare(connection: sa.Connection, after: UUID | None) -> UUID | None:
-    """Move the cards of one batch; returns where the next begins, None after the last."""
+    """Move the cards of one batch; returns the start of the next, None after the last."""
 
     kept: set[UUID] = set()
 
@@ -67,7 +67,7 @@ def prepare(connection: sa.Connection, after: UUID | None) -> UUID | None:
 
 
 def upgrade() -> None:
-    """Does nothing: `prepare` has moved the rows."""
+    """Do nothing: `prepare` has moved the rows."""
 
 
 def downgrade() -> None:
@@ -104,6 +104,6 @@ def _rewrite_batch(
 
 
 def model_card_id(content: dict[str, Any]) -> UUID:
-    # As `db.model_card` had it when this was written, and as it must stay here.
+    # A copy of `db.model_card` at the time of this revision. It must not change.
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return UUID(bytes=hashlib.sha256(text.encode()).digest()[:16])

@@ -1,4 +1,4 @@
-"""what of its source a result covers"""
+"""Adds the coverage of results."""
 
 import sqlalchemy as sa
 from alembic import op

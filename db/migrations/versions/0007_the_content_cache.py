@@ -1,4 +1,4 @@
-"""what a model answered, for those that ask it the same"""
+"""Creates the table of the content cache."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""signals of the quality of results"""
+"""Adds the quality signals of results."""
 
 from typing import Any
 

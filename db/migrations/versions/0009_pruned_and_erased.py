@@ -1,4 +1,4 @@
-"""when the texts of a job went, by their age or for a person who asked"""
+"""Adds the instants at which a job's texts were pruned or erased."""
 
 import sqlalchemy as sa
 from alembic import op

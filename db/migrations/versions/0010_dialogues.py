@@ -1,4 +1,4 @@
-"""which job a chat continues, what a model thought, and the text of a refused answer"""
+"""Adds the job that a chat continues, a model's thought, and the text of a refused answer."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""who did what, in a chain of hashes"""
+"""Creates the tables of the audit."""
 
 import sqlalchemy as sa
 from alembic import op

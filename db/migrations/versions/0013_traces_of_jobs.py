@@ -1,4 +1,4 @@
-"""the trace that a job belongs to"""
+"""Adds the trace of a job."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -14,5 +14,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    # Not by making the table anew, on SQLite either: results go with the rows of the old one.
+    # The table is not rebuilt, on SQLite either: deleting the old rows would delete their results.
     op.drop_column("jobs", "traceparent")

@@ -1,1 +1,1 @@
-"""Statements on jobs: submitted, dispatched, claimed, ended, taken up again."""
+"""Statements on jobs, from submission to completion."""

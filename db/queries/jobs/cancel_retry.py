@@ -1,4 +1,4 @@
-"""Cancellation and retry: jobs end, or begin again, at a person's request."""
+"""Cancellation and retry: a person ends jobs, or requeues them."""
 
 from collections.abc import Iterable
 from uuid import UUID
@@ -13,7 +13,7 @@ from db.states import RETRIABLE, UNFINISHED, JobState
 
 
 def cancel_jobs(condition: ColumnElement[bool], limit: int | None = None) -> ReturningUpdate[UUID]:
-    """Cancel the chosen jobs that are not finished; a running one may write no more."""
+    """Cancel the selected unfinished jobs; the attempt of a running one may no longer write."""
     unfinished = _is_selected(condition & Job.state.in_(UNFINISHED), limit)
     return (
         update(Job)
@@ -27,10 +27,10 @@ def cancel_jobs(condition: ColumnElement[bool], limit: int | None = None) -> Ret
 def retry_jobs(
     condition: ColumnElement[bool], states: Iterable[JobState], limit: int | None = None
 ) -> ReturningUpdate[UUID]:
-    """Put the chosen jobs back in line with a clean slate, if they ended in one of `states`.
+    """Requeue the selected jobs with no failures counted, if they ended in one of `states`.
 
-    Their attempt number stays: it is the fence, and is never used twice. A job whose text was
-    pruned has nothing to run on.
+    The attempt number continues: it is the fence and never used twice. A job whose text was pruned
+    cannot be retried.
     """
     ended = Job.state.in_(list(states)) & Job.pruned_at.is_(None)
     assert set(states) <= RETRIABLE
@@ -52,7 +52,6 @@ def retry_jobs(
 
 
 def _is_selected(condition: ColumnElement[bool], limit: int | None) -> ColumnElement[bool]:
-    """Select at most `limit` of the rows, locked in order of id: workers write some of them
-    meanwhile."""
+    """Select at most `limit` rows, locked in order of id, since workers write some of them."""
     selected = locked(select(Job.id).where(condition)).limit(limit).cte("asked")
     return Job.id.in_(select(selected.c.id))

@@ -1,4 +1,4 @@
-"""Claims: queued jobs become a worker's, for as long as it renews their leases."""
+"""Claims: a worker takes queued jobs, each with a lease."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -11,7 +11,7 @@ from sqlalchemy.sql.dml import ReturningUpdate
 
 from db.clock import microseconds_between, now, seconds_from_now
 from db.models import Job, Payload
-from db.queries.conditions import RUNNING, due, locked
+from db.queries.conditions import due, locked
 from db.states import JobState
 
 # id, task, model, lane, attempt, failures, time_limit_seconds, tenant, batch_id, traceparent,
@@ -25,10 +25,10 @@ ClaimedColumns: TypeAlias = tuple[
 def claim(
     session: Session, job_ids: Sequence[UUID], owner: str, lease_seconds: float
 ) -> Result[*ClaimedColumns]:
-    """Take the jobs that are due: running, the next attempt, with a lease.
+    """Claim the due jobs: running, the next attempt, with a lease.
 
-    Returns the columns of a claim for those it got. An id that does not come back is
-    finished, cancelled or someone else's.
+    Returns the columns of each claimed job. An id that is not returned is finished, cancelled or
+    another worker's.
     """
     return session.execute(_claim(owner, lease_seconds), {"job_ids": job_ids})
 
@@ -36,13 +36,13 @@ def claim(
 @cache
 def _claim(owner: str, lease_seconds: float) -> ReturningUpdate[*ClaimedColumns]:
     named = Job.id.in_(bindparam("job_ids", expanding=True))
-    # Locked in order of id, as everywhere, so that two claims cannot deadlock;
-    # waiting, not skipping: a row that the dispatcher is just marking would be
-    # skipped, its message acked, and nobody would come for it.
+    # Rows are locked in order of id, as everywhere, so that two claims cannot deadlock. The claim
+    # waits for locked rows: if it skipped a row that the dispatcher is just marking, the message
+    # would be acked and the job would stay unclaimed.
     free = locked(select(Job.id).where(named, due())).cte("due")
     return (
         update(Job)
-        # The ids once more: PostgreSQL would rather read the table than trust a CTE's.
+        # The ids are repeated: PostgreSQL would scan the whole table for those of the CTE.
         .where(Job.id.in_(select(free.c.id)), named)
         .values(
             state=JobState.RUNNING,
@@ -63,7 +63,7 @@ def _claim(owner: str, lease_seconds: float) -> ReturningUpdate[*ClaimedColumns]
             Job.tenant,
             Job.batch_id,
             Job.traceparent,
-            # A number, for two instants of every job would be parsed here.
+            # A number: with two timestamps, Python would have to parse both for every job.
             microseconds_between(Job.created_at, Job.started_at).label("wait_microseconds"),
         )
         .execution_options(synchronize_session=False)
@@ -71,7 +71,7 @@ def _claim(owner: str, lease_seconds: float) -> ReturningUpdate[*ClaimedColumns]
 
 
 def jobs_among(job_ids: Sequence[UUID]) -> Select[UUID]:
-    """The ids that are jobs."""
+    """The ids that belong to jobs."""
     return select(Job.id).where(Job.id.in_(job_ids))
 
 
@@ -83,22 +83,3 @@ def payloads_of(job_ids: Sequence[UUID]) -> Select[UUID, dict[str, Any]]:
 def _payloads() -> Select[UUID, dict[str, Any]]:
     named = Payload.job_id.in_(bindparam("job_ids", expanding=True))
     return select(Payload.job_id, Payload.contract).where(named)
-
-
-def renew_leases(
-    owner: str, job_ids: Sequence[UUID], lease_seconds: float
-) -> ReturningUpdate[UUID, int]:
-    """Prolong the leases of an owner's running attempts; returns (id, attempt) of those it has."""
-    return (
-        update(Job)
-        .where(Job.id.in_(job_ids), Job.owner == owner, Job.state == JobState.RUNNING)
-        .values(lease_until=seconds_from_now(lease_seconds))
-        .returning(Job.id, Job.attempt)
-        .execution_options(synchronize_session=False)
-    )
-
-
-@cache
-def running_attempts(owner: str) -> Select[UUID, int]:
-    """The attempts that an owner still has a right to."""
-    return select(Job.id, Job.attempt).where(Job.state == RUNNING, Job.owner == owner)

@@ -1,4 +1,4 @@
-"""Completion: attempts end, behind the fence of job, attempt, owner and state."""
+"""Completion: attempts end, fenced by job, attempt, owner and state."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -37,10 +37,10 @@ from db.states import JobState
 def succeed_attempts(
     session: Session, owner: str, attempts: Sequence[tuple[UUID, int]]
 ) -> Result[UUID, int]:
-    """End attempts well; returns (id, attempt) of those that were still the ones to write.
+    """End attempts as succeeded; returns (id, attempt) of those that the fence accepted.
 
-    The common case of `finish_attempts`: nothing differs from row to row, so
-    the statement is built and compiled once.
+    This is the common case of `finish_attempts`: all rows are alike, so the statement is built and
+    compiled once.
     """
     job_ids = [job_id for job_id, _ in attempts]
     return session.execute(_succeed(owner), {"job_ids": job_ids, "attempts": attempts})
@@ -51,7 +51,7 @@ def _succeed(owner: str) -> ReturningUpdate[UUID, int]:
     return (
         update(Job)
         .where(
-            # The index; the fence follows.
+            # This condition uses the index; the fence follows.
             Job.id.in_(bindparam("job_ids", expanding=True)),
             tuple_(Job.id, Job.attempt).in_(bindparam("attempts", expanding=True)),
             Job.owner == owner,
@@ -73,9 +73,9 @@ def _succeed(owner: str) -> ReturningUpdate[UUID, int]:
 def finish_attempts(
     outcomes: Sequence[Outcome],
 ) -> ReturningUpdate[UUID, int, datetime | None]:
-    """End attempts, each in its own way; returns (id, attempt, started_at) of those still to write.
+    """End attempts, each with its own outcome; returns (id, attempt, started_at) of those accepted.
 
-    Changes no row that a newer attempt owns, or that was cancelled meanwhile.
+    It changes no row that a newer attempt owns or that was cancelled meanwhile.
     """
     ended = (
         values(
@@ -103,7 +103,7 @@ def finish_attempts(
                     outcome.delay_seconds,
                     outcome.model,
                 )
-                # In order of id: two flushes that share jobs must lock alike.
+                # In order of id: two flushes that share jobs must lock in the same order.
                 for outcome in sorted(outcomes, key=lambda outcome: outcome.fence.job_id)
             ]
         )
@@ -142,5 +142,5 @@ def insert_results() -> Insert:
 
 
 def insert_attempts(session: Session) -> Insert:
-    """Keep how attempts ended that did not succeed."""
+    """Record the attempts that did not succeed."""
     return insert_unless_there(session, AttemptRow)

@@ -1,4 +1,4 @@
-"""Dialogues: the jobs that a chat continues, from its previous one to the first."""
+"""Dialogues: the chain of jobs that a chat continues."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -10,20 +10,20 @@ from sqlalchemy import Integer, Select, literal, select
 from db.models import Job, Payload, Result
 from db.states import JobState
 
-MAX_JOBS = 100_000  # of one dialogue; what is before them is not looked for
+MAX_JOBS = 100_000  # jobs of one dialogue; earlier ones are not read
 
 
 def previous_job(job_id: UUID, tenant: str) -> Select[str, str, str, datetime | None]:
-    """The (task, state, model, pruned_at) of a job, if it is that tenant's."""
+    """The (task, state, model, pruned_at) of a job, if it belongs to that tenant."""
     return select(Job.task, Job.state, Job.model, Job.pruned_at).where(
         Job.id == job_id, Job.tenant == tenant
     )
 
 
 def chain(job_id: UUID) -> Select[UUID, UUID | None]:
-    """The (id, id of its previous) of a job and of all that it continues, the newest first.
+    """The (id, previous id) of a job and of all that it continues, newest first.
 
-    The last of them continues no other; else one that it continues is gone.
+    If the last of them has a previous id, that job no longer exists.
     """
     newest = (
         select(Payload.job_id, Payload.previous_job_id, literal(0, Integer).label("depth"))
@@ -39,7 +39,7 @@ def chain(job_id: UUID) -> Select[UUID, UUID | None]:
 
 
 def spoken(job_ids: Sequence[UUID]) -> Select[UUID, dict[str, Any], str]:
-    """The (id, contract, output) of those of the jobs that have succeeded and still have both."""
+    """The (id, contract, output) of the jobs that have succeeded and still have both texts."""
     return (
         select(Job.id, Payload.contract, Result.output)
         .join(Payload, Payload.job_id == Job.id)

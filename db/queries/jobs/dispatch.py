@@ -1,7 +1,6 @@
-"""Dispatch: what the leader among the workers does for all of them.
+"""Dispatch: the statements of the leading dispatcher.
 
-It publishes the ids of jobs whose turn it is, puts jobs of dead workers back in line,
-and ends jobs whose deadline has passed.
+They find jobs to publish and mark them, requeue lost ones, and end jobs whose deadline has passed.
 """
 
 from collections.abc import Sequence
@@ -34,7 +33,7 @@ from db.states import UNFINISHED, JobState
 
 
 def lead(session: Session, name: str, leader: str, seconds: float) -> bool:
-    """Take or keep a leadership; False while another holds it."""
+    """Take or keep a leadership; False if another worker holds it."""
     if session.scalar(_keep(name, leader, seconds)) is not None:
         return True
     first = session.execute(
@@ -64,12 +63,12 @@ def resign(name: str, leader: str) -> Delete:
 
 
 def is_due(name: str) -> Select[bool]:
-    """Whether the time until which something was done has passed; None: it never was."""
+    """Whether the time has come to do a duty again; None: it was never done."""
     return select((Leadership.until <= now()).label("due")).where(Leadership.name == name)
 
 
 def take_over(name: str, leader: str, seconds: float) -> ReturningUpdate[str]:
-    """Take what is due; returns nothing where another was first."""
+    """Take a duty that is due; returns nothing if another worker was first."""
     return (
         update(Leadership)
         .where(Leadership.name == name, Leadership.until <= now())
@@ -82,7 +81,7 @@ def take_over(name: str, leader: str, seconds: float) -> ReturningUpdate[str]:
 def next_to_publish(
     model: str, lane: Lane, limit: int, min_age_seconds: float = 0.0
 ) -> Select[UUID, int]:
-    """The (id, number of characters) of jobs whose turn it is, the first in line first."""
+    """The (id, number of characters) of the next jobs in line."""
     return _in_line(model, lane, min_age_seconds).params(limit=limit)
 
 
@@ -121,7 +120,7 @@ def _mark_published() -> Update:
 
 @cache
 def published_long_ago(age_seconds: float) -> Select[str, str]:
-    """The (model, lane) pairs with jobs that wait though they were published so long ago."""
+    """The (model, lane) pairs with queued jobs that were published before this age."""
     before = seconds_from_now(-age_seconds)
     return (
         select(Job.model, Job.lane)
@@ -133,7 +132,7 @@ def published_long_ago(age_seconds: float) -> Select[str, str]:
 def unpublish_queued(
     queue: tuple[str, Lane] | None, published_before: ColumnElement[datetime]
 ) -> Update:
-    """Forget that waiting jobs were published: the broker no longer has their messages."""
+    """Mark queued jobs as unpublished: the broker no longer has their messages."""
     condition = [
         outstanding(),
         Job.published_at <= published_before,
@@ -160,8 +159,8 @@ def outstanding_by_model() -> Select[str, int]:
 def has_run_out() -> Select[bool]:
     """Whether the lease of a running job, or the deadline of an unfinished one, has passed.
 
-    By the first of each: to find the first in an index costs the same whatever the planner
-    believes of the others, and it may believe that a look at the table finds one sooner.
+    It compares the minimum of each: an index finds that at the same cost whatever the planner
+    expects of the other rows, which might otherwise make it scan the table.
     """
     lease = select(func.min(Job.lease_until)).where(Job.state == RUNNING)
     deadline = select(func.min(Job.deadline)).where(
@@ -173,27 +172,8 @@ def has_run_out() -> Select[bool]:
 
 
 @cache
-def requeue_expired_leases(limit: int) -> ReturningUpdate[UUID, int, datetime | None]:
-    """Put jobs whose worker died back in line, unblamed; returns (id, attempt, started_at)."""
-    expired = (
-        select(Job.id)
-        .where(Job.state == RUNNING, Job.lease_until < now())
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-        .cte("expired")
-    )
-    return (
-        update(Job)
-        .where(Job.id.in_(select(expired.c.id)))
-        .values(state=JobState.QUEUED, owner=None, lease_until=None, published_at=None)
-        .returning(Job.id, Job.attempt, Job.started_at)
-        .execution_options(synchronize_session=False)
-    )
-
-
-@cache
 def expire_overdue(limit: int) -> ReturningUpdate[UUID, str, str]:
-    """End the unfinished jobs whose deadline has passed; a running one may write no more.
+    """End unfinished jobs whose deadline has passed; a running attempt may no longer write.
 
     Returns (id, task, model).
     """

@@ -1,4 +1,4 @@
-"""Segments: finished parts of documents, kept until their job has its result."""
+"""Segments: finished parts of documents, stored until their job has its result."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,13 +16,13 @@ from db.queries.inserts import table
 def running_among(owner: str, attempts: Sequence[tuple[UUID, int]]) -> Select[UUID, int]:
     """The attempts that may still write, locked until the end of the transaction.
 
-    Locked, or somebody could cancel a job and erase its text between this and what is
-    written because of it.
+    Without the lock, a job could be cancelled and its text erased before the write that depends on
+    this.
     """
     return (
         select(Job.id, Job.attempt)
         .where(
-            Job.id.in_([job_id for job_id, _ in attempts]),  # the index; the fence follows
+            Job.id.in_([job_id for job_id, _ in attempts]),  # for the index; the fence follows
             tuple_(Job.id, Job.attempt).in_(attempts),
             Job.owner == owner,
             Job.state == RUNNING,
@@ -33,7 +33,7 @@ def running_among(owner: str, attempts: Sequence[tuple[UUID, int]]) -> Select[UU
 
 
 def insert_segments(session: Session) -> postgresql.Insert | sqlite.Insert:
-    """Keep finished parts; one that was computed again, for another request, replaces the old."""
+    """Insert finished parts; one of another request replaces the old one in its place."""
     dialect = session.get_bind().dialect.name
     build = postgresql.insert if dialect == "postgresql" else sqlite.insert
     statement = build(table(Segment))
@@ -45,7 +45,10 @@ def insert_segments(session: Session) -> postgresql.Insert | sqlite.Insert:
 def segments_between(
     pages: Sequence[tuple[UUID, int, int]],
 ) -> Select[UUID, int, dict[str, Any]]:
-    """The (job, position, output) of pages: (job, first position, the one behind the last)."""
+    """The (job, position, output) of pages.
+
+    pages: (job, first position, position after the last)
+    """
     page = (
         values(column("job_id", Uuid), column("first", Integer), column("behind", Integer))
         .data(list(pages))
@@ -60,5 +63,5 @@ def segments_between(
 
 
 def delete_segments(job_ids: Sequence[UUID]) -> Delete:
-    """Forget the parts of jobs that have their result."""
+    """Delete the segments of jobs that have their result."""
     return delete(Segment).where(Segment.job_id.in_(job_ids))

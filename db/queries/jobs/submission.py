@@ -1,4 +1,4 @@
-"""Submission: batches, jobs and payloads are inserted, and how many are in each state."""
+"""Submission: inserts batches, jobs and payloads, and counts jobs by state."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -41,7 +41,7 @@ def insert_payloads() -> Insert:
 
 
 def refresh_statistics(session: Session) -> None:
-    """Let the planner know that a table has grown much; it would guess for a minute otherwise."""
+    """Update the planner's statistics after a table has grown much; else it guesses for a while."""
     if session.get_bind().dialect.name == "postgresql":
         session.execute(text("ANALYZE jobs, payloads"))
     else:

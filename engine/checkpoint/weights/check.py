@@ -1,7 +1,7 @@
-"""Weights: what a checkpoint's files gave to a model, held against what the model has.
+"""Compares the weights in a checkpoint's files with the parameters of the model.
 
-`transformers` draws at random what a file lacks and drops what it has too much, and says so
-in a log only. Such a model answers with noise; so it is refused here by name.
+For a missing weight `transformers` uses random numbers, and it ignores surplus ones; it says so in
+its log only. Such a model answers with noise, so it is refused by name.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ COMPUTED = re.compile(r"(^|\.)((attn|attention)\.(masked_)?bias|position_ids|inv
 
 
 def why_not_whole(model: Any, info: Mapping[str, Any]) -> str | None:
-    """The weights that the files lack or have too many, in words; None if they fit the model.
+    """The missing or surplus weights in words; None if the files fit the model.
 
-    info: what `from_pretrained` returns for `output_loading_info`, without what the
-    architecture ties or lets be absent
+    info: the `output_loading_info` of `from_pretrained`, without the weights that the architecture
+          ties or allows to be absent
     """
-    # A table of sines, say: nothing that was learned.
+    # A computed table, for example of sines, and no learned weight.
     computed = {name for name, _ in model.named_buffers()}
     computed |= {name.removeprefix(f"{model.base_model_prefix}.") for name in computed}
     extra = {
@@ -59,10 +59,10 @@ def named(names: Collection[str]) -> str:
 
 @torch.no_grad()
 def not_finite(model: Any) -> list[str]:
-    """Names of the parameters that hold NaN or infinity."""
+    """The names of parameters that contain NaN or infinity."""
     names = []
     for name, parameter in model.named_parameters():
-        # Those of one byte are packed, and have a range that is no number's.
+        # One-byte types hold packed weights, whose bits are not numbers.
         if parameter.numel() and parameter.is_floating_point() and parameter.itemsize > 1:
             ends = torch.stack(torch.aminmax(parameter.detach()))
             if not bool(torch.isfinite(ends).all()):

@@ -1,8 +1,8 @@
-"""The weights of a model are laid out for the products of this machine, and the model is tried.
+"""Packs the weights of a model for this machine's matrix products, and checks its logits after.
 
-Some models do more with a linear module than call it: they read its `weight`, or change it.
-So what a model says to a few tokens is compared before and after, and a model that says
-something else is loaded anew and left as its checkpoint has it.
+Some models do more with a linear module than call it: they read its `weight`, or change it. So the
+logits of a few tokens are compared before and after; if they differ, the model is loaded again and
+left unpacked.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from engine.checkpoint.model_state import Freshness
 from engine.cpu.fusion import fuse
 from engine.cpu.linear import MakeLinear, can_pack, fastest_linear, pack
-from engine.cpu.quantized import (
+from engine.cpu.quantized_linear import (
     HalfLinear,
     Int8Linear,
     PlainInt8Linear,
@@ -42,7 +42,7 @@ NUM_ROWS, NUM_PROMPT_TOKENS, NUM_STEPS = 2, 7, 3
 
 
 class Said(LogitsProcessor):
-    """Lets every token be the same one, so that two runs read the same."""
+    """A logits processor that forces one token at every step, so that two runs compare."""
 
     def __init__(self, token_id: int) -> None:
         self.token_id = token_id
@@ -54,9 +54,9 @@ class Said(LogitsProcessor):
 
 
 def lay_out(model: Any, spec: EngineSpec, reload: Callable[[], Any]) -> None:
-    """Lay the weights out, rounded if the spec says so. Raises Unloadable.
+    """Pack the weights, rounded if the spec asks for it. Raises Unloadable.
 
-    reload: makes the model as it was; what is laid out is not in memory twice for its sake
+    reload: loads the model again. A model is never in memory twice
     """
     if not can_pack(model):
         if spec.quantization == "none":
@@ -107,14 +107,13 @@ def linear_layers_for(spec: EngineSpec) -> MakeLinear | None:
 
 
 def renew(model: Any, reload: Callable[[], Any]) -> None:
-    """Make it what a fresh one is, as the same object: others may hold it."""
+    """Reload the model into the same object, to which others hold references."""
     vars(model).clear()  # first, or both would be in memory
     vars(model).update(vars(reload()))
 
 
 def attempt(model: Any) -> Tensor | None:
-    """The logits of the probe; None if the model cannot run it. The model is left as it was
-    found."""
+    """Return the logits of the probe; None if the model raises. The model's state is restored."""
     fresh = Freshness(model)
     try:
         return probe(model)
@@ -127,9 +126,9 @@ def attempt(model: Any) -> Tensor | None:
 
 
 def probe(model: Any) -> Tensor:
-    """(steps, rows, vocab): logits of a prompt and of single tokens after it.
+    """Return (steps, rows, vocab): logits of a prompt and of single tokens after it.
 
-    By `generate`, which knows what each architecture keeps between its steps.
+    It calls `generate`, which handles what each architecture caches between steps.
     """
     num_ids = model.get_input_embeddings().weight.shape[0]
     ids = torch.arange(1, NUM_ROWS * NUM_PROMPT_TOKENS + 1) * 37 % num_ids
@@ -154,7 +153,7 @@ def probe(model: Any) -> Tensor:
 
 
 def off(before: Tensor, after: Tensor) -> float:
-    """The distance relative to what was said before; infinite if it is of another kind."""
+    """The relative distance of two sets of logits; infinite if shapes or infinities differ."""
     finite = torch.isfinite(before)
     if before.shape != after.shape or not torch.equal(finite, torch.isfinite(after)):
         return float("inf")

@@ -1,7 +1,7 @@
-"""Model weights: the model of a checkpoint with every weight from its files, and text alone.
+"""Model weights: loads a checkpoint's model for text alone, with every weight from its files.
 
-A model with a weight that no file held would answer with noise, so it is refused by name. Packed
-weights are unpacked on a CPU; on a GPU `transformers` runs them by kernels made for them.
+A model with a weight that no file has would answer with noise, so it is refused by name. Quantized
+weights are unpacked on a CPU; on a GPU `transformers` runs them with kernels made for them.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from engine.checkpoint.text_part import (
 from engine.checkpoint.weights.check import named, not_finite, why_not_whole
 from engine.errors import Unloadable
 from engine.protocol.engine_spec import EngineSpec
-from engine.quantized.files import TensorFiles
-from engine.quantized.formats import (
+from engine.quantization.files import TensorFiles
+from engine.quantization.formats import (
     PACKAGES,
     Format,
     Unreadable,
@@ -47,11 +47,11 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
     model: Any
-    note: str | None  # how its weights differ from those of the files; None: not at all
+    note: str | None  # how its weights differ from those in the files; None: they do not
 
 
 class ModelWeights:
-    """Loads the model of one checkpoint, as often as it is options for."""
+    """Loads the model of one checkpoint, as often as `load` is called."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class ModelWeights:
         }
 
     def load(self) -> LoadedModel:
-        """The model that answers text, on its device. Raises Unloadable."""
+        """Load the model that answers text onto its device. Raises Unloadable."""
         config, notes = self.config, []
         with_others, own_class = multimodal_class(config), saved_alone(config)
         if with_others is not None:
@@ -111,7 +111,10 @@ class ModelWeights:
             ) from reason
 
     def packed(self, settings: Mapping[str, Any], own_class: Any) -> tuple[Any, str]:
-        """A model of packed weights, and how they are held."""
+        """Load a model that keeps its weights quantized.
+
+        Returns it and a description of the format.
+        """
         method = method_of(settings)
         if method not in PACKAGES:
             raise Unloadable(
@@ -142,7 +145,7 @@ class ModelWeights:
         return model, f"packed by {method}, run by transformers' own kernels"
 
     def unpacked(self, format_: Format, own_class: Any) -> tuple[Any, str]:
-        """Raises Unreadable, and Unloadable."""
+        """Load a model with its weights unpacked to floats. Raises Unreadable and Unloadable."""
         config = without_packing(self.config)
         if auto_map(config).get(auto_class(config).__name__) is not None:
             raise Unreadable("it brings code of its own, whose weights are not unpacked here")
@@ -182,8 +185,8 @@ class ModelWeights:
         return files
 
     def whole(self, load: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
-        """A model of which every weight came from the checkpoint."""
-        # Told to go on where a shape is another, it names all of them instead of raising.
+        """Load a model, and raise Unloadable unless every weight came from the checkpoint."""
+        # With this option it reports all mismatched shapes instead of raising at the first.
         options = {**arguments, "output_loading_info": True, "ignore_mismatched_sizes": True}
         model, info = loaded(self.spec, "weights", load, options)
         extra = {name for name in info["unexpected_keys"] if not is_emptied(model, name)}
@@ -213,7 +216,7 @@ def auto_class(config: Any) -> Any:
 
 
 def is_language_model(config: Any) -> bool:
-    """Whether the library, or the checkpoint itself, has a class that writes text for it."""
+    """Whether the library, or the checkpoint itself, has a class that generates text for it."""
     auto = auto_class(config)
     return type(config) in auto._model_mapping or auto.__name__ in auto_map(config)
 
@@ -227,7 +230,7 @@ def without_packing(config: Any) -> Any:
 
 
 def read_generation_config(model: Any, place: str, revision: str | None) -> None:
-    """Read the generation configuration as a model gets it that is loaded by its name."""
+    """Load the generation configuration as `from_pretrained` does for a model with its own name."""
     settings = {"cache_dir": None, "force_download": False, "proxies": None, "token": None}
     model.adjust_generation_fn(
         None, False, None, place, **settings, local_files_only=False, revision=revision,
@@ -236,7 +239,7 @@ def read_generation_config(model: Any, place: str, revision: str | None) -> None
 
 
 def text_and_mark_ids(config: Any, tokenizer: Any, model: Any) -> tuple[list[int], list[int]]:
-    """Token ids of plain text, and those that a configuration has for an image or a sound."""
+    """Return token ids of plain text, and those that stand for an image or a sound."""
     num_ids = int(model.get_input_embeddings().weight.shape[0])
     ends = {"pad_token_id", "bos_token_id", "eos_token_id"}
     marks = {

@@ -8,7 +8,7 @@ from engine.core.sequence import Sequence
 
 
 class Inbox:
-    """Filled by the tokenizer thread, emptied by the loop. The tracker bounds its length."""
+    """Holds sequences for the loop. The tracker bounds its length."""
 
     def __init__(self) -> None:
         self._changed = Condition()
@@ -21,7 +21,7 @@ class Inbox:
             self._changed.notify()
 
     def take(self) -> list[Sequence]:
-        """Every queued sequence, in order of arrival. Does not wait."""
+        """Take every queued sequence, in order of arrival, without waiting."""
         with self._changed:
             sequences, self._sequences = self._sequences, []
             return sequences
@@ -32,7 +32,7 @@ class Inbox:
             self._changed.wait_for(lambda: self._sequences or self._closed)
 
     def close(self) -> None:
-        """End the loop after its present step."""
+        """Let the loop end after its present step."""
         with self._changed:
             self._closed = True
             self._changed.notify()

@@ -6,15 +6,18 @@ from collections.abc import Iterable
 from threading import Condition
 
 from engine.core.completion import Completion
-from engine.protocol.messages import Output, Progress
+from engine.protocol.output import Output
+from engine.protocol.progress import Progress
 
-# The parent takes a process for stalled that sends nothing for long; an answer may take longer.
+# The parent kills a process that is silent for long; an answer may take longer than that.
 PROGRESS_SECONDS = 2.0
 
 
 class Outbox:
-    """Filled by the loop and the tokenizer thread, emptied by the writer, which may lag several
-    steps behind and then sends them as one frame. The tracker bounds its length."""
+    """Holds completions and refusals for the writer. The tracker bounds its length.
+
+    The writer may lag several steps behind; it then sends them as one frame.
+    """
 
     def __init__(self) -> None:
         self._changed = Condition()
@@ -23,7 +26,7 @@ class Outbox:
         self._closed = False
 
     def put(self, completions: Iterable[Completion], progress: Progress) -> None:
-        """Queue the completions of a step, with the loop's progress after it."""
+        """Queue the completions of a step and the loop's progress after it."""
         with self._changed:
             self._waiting.extend(completions)
             self._progress = progress
@@ -37,8 +40,7 @@ class Outbox:
             self._changed.notify()
 
     def take(self) -> tuple[list[Completion | Output], Progress] | None:
-        """The queued completions, and the loop's progress; None once the outbox is closed and
-        empty.
+        """Take the queued completions and the progress; None once closed and empty.
 
         Blocks until something is queued. After PROGRESS_SECONDS it returns an empty list if the
         progress has changed, so that the parent sees that the loop is alive.
@@ -55,7 +57,7 @@ class Outbox:
             return completions, self._progress
 
     def close(self) -> None:
-        """End the writer once it has sent what is queued."""
+        """Let the writer end after it has sent everything that is queued."""
         with self._changed:
             self._closed = True
             self._changed.notify()

@@ -1,4 +1,4 @@
-"""Reader: the thread that reads frames off the pipe and queues their requests."""
+"""Reader: the thread that reads frames from the pipe and queues their requests."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ HANGUP_CHECK_SECONDS = 1.0  # how late a parent's death may be noticed while the
 
 
 class Reader(Thread):
-    """Reads until the parent sends Stop or dies. After its death no output can be sent, so the
-    process ends at once, whatever the model is doing."""
+    """Reads until the parent sends Stop or dies.
+
+    After the parent's death no output can be sent, so the process ends at once, even in a step.
+    """
 
     def __init__(
         self, pipe: Connection, tracker: RequestTracker, requests: RequestQueue, inbox: Inbox
@@ -44,7 +46,7 @@ class Reader(Thread):
             os._exit(70)
 
     def read(self) -> None:
-        """Handle one frame. Blocks for it; raises EOFError or OSError when the parent died."""
+        """Wait for one frame and handle it; raises EOFError or OSError when the parent died."""
         match from_bytes(self.pipe.recv_bytes()):
             case Run(requests):
                 self.tracker.open(each.id for each in requests)
@@ -66,7 +68,7 @@ class Reader(Thread):
 
 
 def hung_up(pipe: Connection) -> bool:
-    """Whether the other end is closed. Reads nothing from the pipe."""
+    """Whether the other end of the pipe is closed. Reads nothing from it."""
     poll = select.poll()
     poll.register(pipe.fileno(), 0)  # a hang-up is always reported
     return bool(poll.poll(0))

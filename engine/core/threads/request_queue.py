@@ -1,18 +1,18 @@
-"""RequestQueue: requests that wait to be tokenized, interactive ones first."""
+"""RequestQueue: the requests that wait to be tokenized, interactive ones first."""
 
 from __future__ import annotations
 
 from collections import deque
 from threading import Condition
 
-from engine.protocol.messages import Request
+from engine.protocol.request import Request
 
 
 class RequestQueue:
-    """Filled by the reader, emptied by the tokenizer thread. The tracker bounds its length.
+    """Holds requests between reader and tokenizer thread. The tracker bounds its length.
 
-    A bulk request waits while interactive ones do, as in the scheduler; within a lane the
-    order is that of arrival.
+    Bulk requests wait as long as there are interactive ones, as in the scheduler. Within a lane
+    they are served in order of arrival.
     """
 
     def __init__(self) -> None:
@@ -26,12 +26,12 @@ class RequestQueue:
             self._changed.notify()
 
     def get(self) -> Request:
-        """The next request, interactive ones first. Blocks until there is one."""
+        """Take the next request, interactive ones first. Blocks until there is one."""
         with self._changed:
             self._changed.wait_for(lambda: self._interactive or self._bulk)
             return (self._interactive or self._bulk).popleft()
 
     def get_interactive(self) -> Request | None:
-        """The next interactive request; None if none is queued. Does not wait."""
+        """Take the next interactive request; None if none is queued. Does not wait."""
         with self._changed:
             return self._interactive.popleft() if self._interactive else None

@@ -13,22 +13,21 @@ from engine.core.threads.outbox import Outbox
 from engine.core.threads.request_queue import RequestQueue
 from engine.errors import GenerationFailed, RequestError
 from engine.logging import error_location
-from engine.protocol.messages import Choice, Output, Request, RequestFailure
+from engine.protocol.output import Choice, Output, RequestFailure
+from engine.protocol.request import Request
 
 log = logging.getLogger(__name__)
 
 
 class Cancelled(Exception):
-    """The request that is being tokenized was cancelled."""
+    """The request was cancelled while it was being tokenized."""
 
 
 class TokenizerThread(Thread):
-    """Puts the sequence of each request into the inbox, or its failure, or the measurement that it
-    asks for, into the outbox.
+    """Tokenizes requests: sequences go to the inbox, failures and measurements to the outbox.
 
-    While a long bulk text is tokenized, a slice at a time, interactive requests are served
-    between the slices; so the longest that one of them waits is a slice, or a text that is
-    within the model's limits.
+    A long bulk text is tokenized in slices, and interactive requests are served between them. So an
+    interactive request waits at most for one slice, or for one text within the model's limits.
     """
 
     def __init__(
@@ -80,12 +79,12 @@ class TokenizerThread(Thread):
             self.inbox.put(sequence)
 
     def encode_interactive(self) -> None:
-        """Serve the interactive requests that have come in."""
+        """Tokenize the interactive requests that have arrived."""
         while (request := self.requests.get_interactive()) is not None:
             self.encode(request)
 
     def stop_if_cancelled(self, request: Request) -> None:
-        """Raises Cancelled."""
+        """Raise Cancelled if the request was cancelled."""
         if self.tracker.is_cancelled(request.id):
             raise Cancelled
 

@@ -13,14 +13,17 @@ from engine.core.request_tracker import RequestTracker
 from engine.core.threads.outbox import Outbox
 from engine.errors import GenerationFailed, RequestError
 from engine.logging import error_location
-from engine.protocol.messages import Output, Outputs, RequestFailure, to_bytes
+from engine.protocol.messages import Outputs, to_bytes
+from engine.protocol.output import Output, RequestFailure
 
 log = logging.getLogger(__name__)
 
 
 class Writer(Thread):
-    """Sends at most one frame a step; if the pipe is slow, several steps in one. A frame
-    without outputs tells the parent that the loop is alive."""
+    """Sends at most one frame a step; if the pipe is slow, several steps in one frame.
+
+    A frame without outputs tells the parent that the loop is alive.
+    """
 
     def __init__(
         self, pipe: Connection, engine: Backend, tracker: RequestTracker, outbox: Outbox
@@ -38,8 +41,7 @@ class Writer(Thread):
                 return
             waiting, progress = completions
             outputs = tuple(self.output(each) for each in waiting)
-            # Closed before they are sent: once the parent has an output it may count on
-            # the room that it left.
+            # Closed before they are sent: a parent that has an output may rely on its freed place.
             self.tracker.close(each.request_id for each in outputs)
             try:
                 self.pipe.send_bytes(to_bytes(Outputs(outputs, progress)))

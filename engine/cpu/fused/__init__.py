@@ -1,1 +1,1 @@
-"""A step of a whole decoder or encoder as one table of compiled calls."""
+"""Runs a step of a whole decoder or encoder as one table of compiled calls."""

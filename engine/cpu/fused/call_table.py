@@ -1,4 +1,4 @@
-"""CallTable: compiled functions run one after the other while the thread pool is woken once.
+"""CallTable: compiled functions that run one after the other, for one wake-up of the thread pool.
 
 All threads finish a call before the next begins.
 """
@@ -39,14 +39,14 @@ class CallTable:
             row[0], row[1 : 1 + len(arguments)] = run.address, arguments
 
     def run(self, num_threads: int, only: int | None = None) -> None:
-        """Run all calls, or only the call with the index `only`."""
+        """Run all calls, or only the call at index `only`."""
         calls = self.calls if only is None else self.calls[only : only + 1]
         _run(num_threads, calls.ctypes.data, len(calls), calls.strides[0])
 
 
 @intrinsic
 def call(typing_context: Any, function: Any, arguments: Any) -> Any:
-    """Call a function that `compile_parallel` made. function, arguments: addresses"""
+    """Call a function that `compile_parallel` made. function, arguments: their addresses"""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pointer = ir.IntType(64).as_pointer()

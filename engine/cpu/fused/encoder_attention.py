@@ -1,6 +1,6 @@
-"""EncoderAttention: compiled attention of prompts to themselves, both ways, in an encoder.
+"""EncoderAttention: compiled bidirectional attention of prompts to themselves, in an encoder.
 
-The keys and values of a layer are needed until the next one's take their place.
+The keys and values of a layer are overwritten by those of the next.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ NUM_FIRST = decode_attention.GROUP  # arguments, which differ from pass to pass
 
 
 class EncoderAttention:
-    """The keys and values of a layer's prompts, and the calls that attend to them."""
+    """The keys and values of one layer's prompts, and the calls that attend to them."""
 
     def __init__(
         self, num_key_heads: int, head_size: int, num_tokens: int, num_threads: int
     ) -> None:
-        """num_tokens: the most that a pass has"""
+        """num_tokens: the most tokens of a pass"""
         self.num_key_heads, self.head_size = num_key_heads, head_size
         self.num_tokens, self.num_threads = num_tokens, num_threads
         # Each (heads, tokens, head size); a prompt has the columns that it has in the row.
@@ -61,8 +61,11 @@ class EncoderAttention:
     def calls(
         self, qkv: int, width: int, cos: int, sin: int, scoring: Scoring, attended: int
     ) -> list[Call]:
-        """Return the calls of a layer, whose first arguments `prepare` returns. All are as in
-        `CpuAttentionBackend.merged_arguments`; a window is seen both ways, beside the token."""
+        """Return the calls of a layer, without the first arguments, which `prepare` returns.
+
+        The arguments are those of `CpuAttentionBackend.merged_arguments`. A window extends in both
+        directions, and its size does not count the token itself.
+        """
         of_keys = self.num_key_heads * self.head_size
         keys, stride = qkv + width * FLOAT_BYTES, width + 2 * of_keys
         values = keys + of_keys * FLOAT_BYTES
@@ -82,7 +85,7 @@ SPANS, SCORING = ((0, 40), (40, 47)), Scoring(0.25, window=5, softcap=0.5)
 
 
 def encoder_attention_agrees(num_key_heads: int, head_size: int) -> bool:
-    """Return whether the compiled attention is torch's, in a window, softly capped."""
+    """Return whether the compiled attention agrees with torch's, with a window and a soft cap."""
     num_tokens, width = SPANS[-1][1], 2 * num_key_heads * head_size
     draw = torch.Generator().manual_seed(0)
     qkv = torch.randn(num_tokens, 2 * width, generator=draw)

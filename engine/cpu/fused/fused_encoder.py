@@ -1,6 +1,6 @@
 """FusedEncoder: the pass of an encoder like T5Gemma's as one table of compiled calls.
 
-Its layers are those of a decoder like LLaMA's, but that a token sees the tokens ahead of it, too.
+Its layers are those of a LLaMA-like decoder with bidirectional attention.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ TEST_SPANS = ((0, 12), (12, 19))
 
 
 class FusedEncoder(StackStep):
-    """Runs an encoder whose layers are fusible."""
+    """Runs an encoder with fusible layers."""
 
     def __call__(self, tokens: Ints, positions: Ints, spans: Spans) -> Tensor:
-        """Encode prompts that lie one after the other in a row.
+        """Encode prompts that are concatenated in a row.
 
         tokens, positions: of the row
-        spans:   of the prompts; what is behind the last pads the row
+        spans:   of the prompts; tokens after the last are padding
         returns: (tokens, width) float32, overwritten by the next pass
-        raises:  IndexError for a token without an embedding
+        raises:  IndexError for a token id without an embedding
         """
         self.prepare(tokens, positions)
         self.table.calls[self.attention_at, 1 : 1 + NUM_FIRST] = self.attention.prepare(spans)
@@ -65,10 +65,10 @@ class FusedEncoder(StackStep):
 
 
 def fused_encoder_for(model: Any, encode: EncoderForward) -> FusedEncoder | None:
-    """Return the fused encoder of a model; None where it does not fit or disagrees with the model.
+    """Return the fused encoder of a model; None if it is not fusible or disagrees with the model.
 
     model:  packed and fused
-    encode: by the model's own code
+    encode: encodes by the model's own code
     """
     encoder = model.get_encoder()
     if not is_known(encoder):
@@ -90,7 +90,7 @@ def fused_encoder_for(model: Any, encode: EncoderForward) -> FusedEncoder | None
 
 @torch.inference_mode()
 def encoder_calls(encoder: Any) -> CallRecorder:
-    """Record the attention calls of an encoder that attends by `hf_plugin`."""
+    """Record the attention calls of an encoder on which `hf_plugin` is installed."""
     recorder = CallRecorder()
     token = torch.zeros((1, 1), dtype=torch.int64)
     with attending(recorder):

@@ -1,4 +1,4 @@
-"""FusedLayer: a layer of `transformers` as the parts that a fused step calls."""
+"""FusedLayer: the modules and settings of a `transformers` layer that a fused step calls."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ ROUTERS = frozenset({"MixtralTopKRouter", "Qwen3MoeTopKRouter"})
 
 
 class Mixture:
-    """A router, and the experts that it chooses for each row."""
+    """A router and its experts."""
 
     def __init__(self, own: Any) -> None:
-        """own: a block whose router is one of ROUTERS, and whose experts are packed"""
+        """own: a block with a router of ROUTERS and packed experts"""
         router = own.gate
         self.router = packed_gemm.PackedGemmLinear(router.weight.detach(), None)
         self.num_experts, self.num_chosen = self.router.out_features, int(router.top_k)
@@ -36,10 +36,10 @@ class Mixture:
 
 
 class CrossAttention:
-    """The part of a decoder's layer that attends to the encoder's output."""
+    """The cross-attention of a decoder layer."""
 
     def __init__(self, own: Any, scoring: Scoring) -> None:
-        """own: a layer that has such a part"""
+        """own: a layer with cross-attention"""
         self.scoring = scoring
         self.input_norm: Any = own.pre_cross_attn_layernorm
         self.query: Any = own.cross_attn.q_proj
@@ -48,11 +48,12 @@ class CrossAttention:
 
 
 class FusedLayer:
-    """The linear layers, norms and settings of one of LAYERS. A norm that it has not is None."""
+    """The linear layers, norms and settings of a layer of LAYERS. A norm that it lacks is None."""
 
     def __init__(self, own: Any, scorings: list[Scoring], rotary_kind: str | None) -> None:
-        """scorings:    by which its attention is called, and then that to an encoder's output
-        rotary_kind: of its positions, where a model has several; None: it has one"""
+        """scorings:    of its self-attention and then of its cross-attention
+        rotary_kind: of its positions, where a model has several kinds; None: the only one
+        """
         self.scoring, self.rotary_kind = scorings[0], rotary_kind
         self.cross = CrossAttention(own, scorings[1]) if hasattr(own, "cross_attn") else None
         attention, mlp = own.self_attn, own.mlp
@@ -98,7 +99,7 @@ class FusedLayer:
 
     @property
     def wide(self) -> int:
-        """The most floats that a token has before an activation, or before it attends."""
+        """The most floats of a token before an activation or before attention."""
         mixture = self.mixture
         inner = mixture.num_chosen * mixture.first.width if mixture else self.gate_up.out_features
         of_cross = 0 if self.cross is None else self.cross.query.out_features
@@ -106,7 +107,7 @@ class FusedLayer:
 
     @property
     def narrow(self) -> int:
-        """The most floats that a token has after an activation, or after it attended."""
+        """The most floats of a token after an activation or after attention."""
         mixture = self.mixture
         inner = mixture.num_chosen * mixture.second.depth if mixture else self.down.in_features
         of_cross = 0 if self.cross is None else self.cross.output.in_features
@@ -114,7 +115,7 @@ class FusedLayer:
 
 
 def first_of(own: Any, *names: str) -> Any:
-    """Return a module's child by the first of the names that it has."""
+    """Return a module's child by the first of the names that exists."""
     return next(getattr(own, each) for each in names if hasattr(own, each))
 
 
@@ -128,7 +129,9 @@ def is_mixture(own: Any) -> bool:
 
 
 def merged_product(module: Any, name: str, first: str) -> Any:
-    """Return the layer that multiplies for several: the module's own by that name, or the one that
-    was made of them, of which `first` is a slice; None if there is neither."""
+    """Return the merged linear layer: the module's own by that name, or the one that `merge` made.
+
+    `first` names a slice of the latter. Returns None if there is neither.
+    """
     part = getattr(module, first, None)
     return part.merged.linear if isinstance(part, LinearSlice) else getattr(module, name, None)

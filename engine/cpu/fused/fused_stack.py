@@ -1,4 +1,4 @@
-"""FusedStack: a decoder or an encoder of `transformers` as the parts that a fused step calls."""
+"""FusedStack: the modules of a `transformers` decoder or encoder that a fused step calls."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ SCALING = frozenset({"T5GemmaEncoder", "T5GemmaDecoder"})
 
 
 class FusedStack:
-    """The layers of a stack of which `is_known` is true, and what is around them."""
+    """The layers, embedding, norm and rotary embedding of a stack that `is_known`."""
 
     def __init__(self, own: Any, calls: list[list[AttentionLayer]]) -> None:
-        """calls: of the attention, by layer"""
+        """calls: the recorded attention calls of each layer"""
         self.calls = calls
         self.embedding: Tensor = own.embed_tokens.weight  # (vocab, width)
         self.embedding_scale = float(getattr(own.embed_tokens, "embed_scale", 1.0))
@@ -53,8 +53,7 @@ class FusedStack:
         return self.calls[0][0].key_size
 
     def is_fusible(self) -> bool:
-        """Return whether every part is packed and fused, heads are of one size, and positions
-        rotate all of them."""
+        """Return whether all parts are packed and fused, and whole heads of one size rotated."""
         sizes = {
             (each.num_key_heads, each.key_size, each.value_size)
             for calls in self.calls
@@ -67,7 +66,7 @@ class FusedStack:
         )
 
     def is_rotated(self) -> bool:
-        """Return whether all of a head is rotated, by angles that depend on its position only."""
+        """Return whether the rotary embedding covers whole heads and depends on positions only."""
         types = getattr(self.rotary, "rope_type", None)
         for kind in self.rotary_kinds:
             rope_type = types if kind is None else types.get(kind)  # type: ignore[union-attr]  # a dict
@@ -88,7 +87,7 @@ class FusedStack:
 
 
 def is_known(own: Any) -> bool:
-    """Return whether a stack's layers are of a known kind, between parts that a table calls."""
+    """Return whether the stack has layers, an embedding and a norm of known classes."""
     layers = getattr(own, "layers", ())
     embedding: Any = getattr(own, "embed_tokens", None)
     return (

@@ -1,9 +1,9 @@
-"""FusedStep: a whole step of a decoder like LLaMA's as one table of compiled calls.
+"""FusedStep: a whole step of a LLaMA-like decoder as one table of compiled calls.
 
-It takes the place of the model's own code where every linear layer is a packed gemm of ours. The
-same table serves prompts, rows that decode, and both in one step; beside an encoder it serves rows
-that decode. What a layer consists of is said by its `FusedLayer`; the last one goes on, after its
-attention, with only the tokens whose logits are requested.
+It replaces the model's own code where every linear layer is a packed gemm of ours. The same table
+serves prompts, decoding rows, and both in one step; beside an encoder it serves decoding rows.
+`FusedLayer` describes a layer. After its attention the last layer computes only the tokens whose
+logits are requested.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ NO_CACHES = (0,) * decode_attention.GROUP  # the arguments that differ from step
 
 
 class FusedStep(StackStep):
-    """Runs steps for a decoder whose layers are fusible."""
+    """Runs steps of a decoder with fusible layers."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class FusedStep(StackStep):
         attention: CpuAttentionBackend,
         cross_attention: CpuAttentionBackend | None = None,
     ) -> None:
-        """cross_attention: to an encoder's output"""
+        """cross_attention: the backend for the encoder's output"""
         super().__init__(stack)
         self.attention, self.cross_attention = attention, cross_attention
         self.head = model.get_output_embeddings()
@@ -59,12 +59,12 @@ class FusedStep(StackStep):
         self.logits_softcap: float | None = getattr(config, "final_logit_softcapping", None)
 
     def __call__(self, tokens: Ints, positions: Ints, logits_indices: Ints | None = None) -> Tensor:
-        """Run a step for the rows that the attention holds, and for the prompts after them.
+        """Run a step for the prepared rows and for the prompts after them.
 
-        tokens, positions: of the rows and then of the prompts' tokens
+        tokens, positions: of the decoding rows and then of the prompts
         logits_indices:    the tokens whose logits are requested, in order; None: all
         returns: (requested, vocab) float32, overwritten by the next step
-        raises:  IndexError for a token without an embedding
+        raises:  IndexError for a token id without an embedding
         """
         indices = None if logits_indices is None else np.array(logits_indices)
         num_logits = len(tokens if indices is None else indices)
@@ -86,7 +86,11 @@ class FusedStep(StackStep):
     def _prepare_attention(
         self, at: np.ndarray, call: Any, attention: CpuAttentionBackend, caches: Any
     ) -> None:
-        """at: the indices of the calls, one for each layer; caches: a CacheTable"""
+        """Write a step's attention arguments into the table.
+
+        at:     the indices of the calls, one for each layer
+        caches: a CacheTable
+        """
         calls, first = self.table.calls, attention.first_arguments
         calls[at, 1 : 1 + len(first)] = first
         calls[at, 0] = call.address if caches.num_caches else 0
@@ -94,7 +98,7 @@ class FusedStep(StackStep):
         calls[at, 1 + decode_attention.CACHES] = caches.of_layers()
 
     def _prepare_gather(self, indices: np.ndarray | None) -> None:
-        """Let the last layer go on with the rows at the indices only; None: with all."""
+        """Let the last layer continue with the rows at the indices only; None: with all."""
         calls, gathers = self.table.calls, self.gathers_at
         calls[gathers, 0] = 0 if indices is None else gather_rows.run.address
         if indices is not None:
@@ -137,7 +141,7 @@ class FusedStep(StackStep):
         self.cross_attention_at = np.array(cross_attention_at, np.int64)
 
     def _add_attention(self, calls: LayerCalls, layer: FusedLayer) -> list[int]:
-        """Add the calls of a layer's attention; returns their indices."""
+        """Add the calls of a layer's self-attention; returns their indices."""
         buffers = calls.buffers
         cos, sin = (each.data_ptr() for each in buffers.own_rotations[layer.rotary_kind])
         arguments = self.attention.merged_arguments(
@@ -146,7 +150,7 @@ class FusedStep(StackStep):
         return [calls.add_as_is((each, (*NO_CACHES, *arguments))) for each in ATTENTION]
 
     def _add_cross_attention(self, calls: LayerCalls, cross: CrossAttention) -> int:
-        """Add the call of a layer's attention to an encoder's output; returns its index."""
+        """Add the call of a layer's cross-attention; returns its index."""
         buffers, scoring, width = calls.buffers, cross.scoring, cross.query.out_features
         group = width // (self.stack.num_key_heads * self.stack.head_size)
         no_new_keys, no_bias, no_rotation, no_sinks = (0,) * 4, (0,) * 2, (0,) * 2, 0
@@ -160,13 +164,12 @@ class FusedStep(StackStep):
 def fused_step_for(
     model: Any, attention: Any, cross_attention: Any = None, decode: DecodeForward | None = None
 ) -> FusedStep | None:
-    """Return the fused step of a model's decoder; None where it does not fit or disagrees with the
-    model.
+    """Return the fused step of a decoder; None if it is not fusible or disagrees with the model.
 
-    model:     packed and fused
-    attention: its backend for a row's own tokens
-    cross_attention, decode: where it has an encoder: the backend for what that made, and a step by
-               the model's own code
+    model:           packed and fused
+    attention:       the backend of self-attention
+    cross_attention: the backend of cross-attention; None without an encoder
+    decode:          a decode step by the model's own code; None without an encoder
     """
     if not isinstance(attention, CpuAttentionBackend) or not can_be_fused(model):
         return None
@@ -193,7 +196,7 @@ def fused_step_for(
 def decode_agrees(
     step: FusedStep, attention: Any, cross_attention: Any, decode: DecodeForward | None
 ) -> bool:
-    """Return whether steps beside an encoder give what the model's own code gives."""
+    """Return whether decode steps beside an encoder agree with the model's own code."""
     assert decode is not None
 
     def fused(tokens: Tensor, positions: Tensor) -> Tensor:
@@ -207,6 +210,6 @@ def decode_agrees(
 
 
 def can_be_fused(model: Any) -> bool:
-    """Return whether the decoder is known, and the layer that makes its logits is packed."""
+    """Return whether the decoder is of a known kind and its output layer is packed."""
     head = model.get_output_embeddings()
     return is_known(model.get_decoder()) and isinstance(head, packed_gemm.PackedGemmLinear)

@@ -1,4 +1,4 @@
-"""The self-tests of a fused step: what it gives, and what the model's own code gives."""
+"""The self-tests of a fused step: its logits compared with those of the model's own code."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class TrialStep:
     indices: list[int]
 
     def logits_of(self, model: Any) -> Tensor:
-        """Return (indices, vocab), by the model's own code."""
+        """Return the logits by the model's own code: (indices, vocab)."""
         logits: Tensor = model(
             torch.tensor([self.ids]),
             position_ids=torch.tensor([self.positions]),
@@ -81,7 +81,7 @@ def trial_decode_logits(
 
 
 def prompt_attention_agrees(attention: CpuAttentionBackend) -> bool:
-    """Return whether the compiled attention of prompts is torch's, in a window, softly capped."""
+    """Return whether compiled prefill attention agrees with torch's, under window and cap."""
     shape, num_tokens = attention.shape, NUM_WINDOW_TOKENS
     width = shape.num_heads * shape.head_size
     draw = torch.Generator().manual_seed(0)

@@ -1,6 +1,6 @@
-"""LayerCalls: the calls of a stack's layers, from which a fused step makes its table.
+"""LayerCalls: lists the calls of a stack's layers, from which a fused step makes its table.
 
-Each call has what stays from step to step; what changes is 0. Rows are given by their addresses.
+Arguments that change from step to step are 0 at first. Rows are given by addresses.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Place = tuple[int, int]  # the index of a call, and of one of its arguments
 
 
 class LayerCalls:
-    """The calls of a table, in their order, and where in it numbers of rows are to be written."""
+    """The calls of a table in order, and the places of their numbers of rows."""
 
     def __init__(self, stack: FusedStack, buffers: StepBuffers) -> None:
         self.stack, self.buffers = stack, buffers
@@ -57,7 +57,11 @@ class LayerCalls:
         return self.add(call, rms_norm.NUM_ROWS, of_requested)
 
     def add_norm_of_heads(self, heads: int, size: int, stride: int, module: Any) -> int:
-        """heads: the address of those of the first row; size: of all of a row's, in floats"""
+        """Add a norm over each head.
+
+        heads: the address of the heads of the first row
+        size:  the floats of all heads of a row
+        """
         weight, eps = module.weight.data_ptr(), module.variance_epsilon
         head_size = self.stack.head_size
         num_heads = size // head_size
@@ -74,8 +78,10 @@ class LayerCalls:
         return self.add(call, packed_gemm.NUM_ROWS, of_requested)
 
     def add_embedding(self) -> tuple[int, list[int]]:
-        """Add the embedding of a step's tokens, and the rotations of its positions; returns the
-        indices of those calls, in which the tokens and the positions are to be written."""
+        """Add the embedding of a step's tokens and the rotations of its positions.
+
+        Returns the indices of those calls, into which the tokens and the positions are written.
+        """
         stack, buffers = self.stack, self.buffers
         embedding = self.add_gather(
             stack.embedding.data_ptr(), self.hidden, stack.width, stack.embedding_scale
@@ -88,7 +94,7 @@ class LayerCalls:
         return embedding, rotations
 
     def add_queries(self, layer: FusedLayer) -> None:
-        """Add what comes before the attention of a layer: queries, keys and values."""
+        """Add the projections to queries, keys and values."""
         wide, attended, of_row = (
             self.buffers.wide, layer.output.in_features, layer.qkv.out_features,
         )  # fmt: skip
@@ -104,8 +110,10 @@ class LayerCalls:
     def add_output(
         self, part: FusedLayer | CrossAttention, of_requested: bool = False
     ) -> list[Place]:
-        """Add the product with what is attended to, which goes with the hidden states from
-        `hidden` into `middle`; returns where the hidden states are read, and the attended."""
+        """Add the output projection of attention, from `hidden` into `middle`.
+
+        Returns the places of the residual and of the projection's rows.
+        """
         narrow, norm = self.buffers.narrow, part.attended_norm
         residual = self.hidden if norm is None else 0
         at = self.add_product(part.output, narrow, self.middle, residual, of_requested)
@@ -116,13 +124,13 @@ class LayerCalls:
         return [added, (at, packed_gemm.ROWS)]
 
     def add_cross_queries(self, cross: CrossAttention) -> None:
-        """Add what comes before the attention to an encoder's output, after `add_output`."""
+        """Add the query projection of cross-attention, after `add_output`."""
         self.hidden, self.middle = self.middle, self.hidden
         self.add_norm(self.hidden, cross.input_norm, self.buffers.normed)
         self.add_product(cross.query, self.buffers.normed, self.buffers.wide)
 
     def add_mlp(self, layer: FusedLayer, of_requested: bool = False) -> None:
-        """Add the feed-forward part, which goes from `middle` into `hidden`."""
+        """Add the feed-forward part, from `middle` into `hidden`."""
         assert layer.activation is not None
         buffers, middle, hidden = self.buffers, self.middle, self.hidden
         self.add_norm(middle, layer.mlp_norm, buffers.normed, 0, of_requested)
@@ -139,7 +147,10 @@ class LayerCalls:
             self.add_norm(hidden, norm, hidden, middle, of_requested)
 
     def _activation(self, inner: int, kind: int) -> Call:
-        """inner: the number of floats of a row's gate, which its up follows"""
+        """Return the call of an activation.
+
+        inner: the floats of a row's gate, which `up` follows
+        """
         wide, stride = self.buffers.wide, 2 * inner
         up = wide + inner * FLOAT_BYTES
         return activation.run, (wide, up, self.buffers.narrow, 0, inner, stride, stride, kind)

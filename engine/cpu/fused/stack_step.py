@@ -1,6 +1,6 @@
-"""StackStep: a step of a stack of layers as one table of compiled calls.
+"""StackStep: base class of a step over a stack of layers as one table of compiled calls.
 
-Nothing waits for Python between two calls, and the memory that they pass on is allocated once.
+No call waits for Python, and the memory between calls is allocated once.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ Ints = Sequence[int]
 
 
 class StackStep(ABC):
-    """The part that steps of decoders and encoders share. It holds on to every tensor whose
-    address is in the table."""
+    """The common part of decoder steps and encoder passes.
+
+    It holds a reference to every tensor whose address is in the table.
+    """
 
     table: CallTable
 
@@ -34,13 +36,13 @@ class StackStep(ABC):
 
     @abstractmethod
     def make_table(self, buffers: StepBuffers) -> None:
-        """Make `table`, and what is for `capacity` only."""
+        """Make `table` and everything else that depends on `capacity`."""
 
     def prepare(self, tokens: Ints, positions: Ints, num_logits: int | None = None) -> None:
-        """Write into the table what differs from step to step.
+        """Write the inputs of a step into the table.
 
-        num_logits: of the tokens that are requested; None: all
-        raises:     IndexError for a token without an embedding
+        num_logits: the number of tokens whose logits are requested; None: all
+        raises:     IndexError for a token id without an embedding
         """
         ids, places = np.array(tokens), np.array(positions)
         num_logits = len(ids) if num_logits is None else num_logits
@@ -58,7 +60,7 @@ class StackStep(ABC):
             calls[at, arguments] = num_tokens * rows_a_token
 
     def _reserve(self, needed: Capacity) -> None:
-        """Allocate larger buffers, and a table that has their addresses, if they are needed."""
+        """Allocate larger buffers, and a new table with their addresses, if the step needs them."""
         if self.capacity.holds(needed):
             return
         self.capacity = self.capacity.grown(needed)
@@ -67,7 +69,7 @@ class StackStep(ABC):
         self.make_table(self.buffers)
 
     def begin_calls(self, buffers: StepBuffers) -> LayerCalls:
-        """Return the calls before the first layer."""
+        """Return a LayerCalls with the calls before the first layer."""
         calls = LayerCalls(self.stack, buffers)
         self.embed_at, self.rotations_at = calls.add_embedding()
         return calls

@@ -1,4 +1,4 @@
-"""StepBuffers: the memory that the calls of a fused step pass on to each other."""
+"""StepBuffers: the memory between the calls of a fused step."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CAPACITY_MULTIPLE = 64  # of tokens and positions
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """The largest step that the buffers hold, and the number of threads they are made for."""
+    """The largest step that the buffers hold, and the number of threads that they are made for."""
 
     tokens: int = 0
     logits: int = 0
@@ -43,7 +43,7 @@ class Capacity:
 
 
 class Routing:
-    """The memory in which the rows of a step are routed to experts and back."""
+    """The memory in which the rows of a step are sorted by expert and back."""
 
     def __init__(self, mixtures: list[Mixture], num_tokens: int) -> None:
         num_experts = max(each.num_experts for each in mixtures)
@@ -58,7 +58,7 @@ class Routing:
         self.by_expert = torch.empty(num_choices * width)  # rows, and then what experts give
 
     def arguments(self, mixture: Mixture, residual: int, out: int, width: int) -> tuple[int, ...]:
-        """Return what the functions of `kernels.routing` take. residual, out: addresses"""
+        """Return the arguments of the functions of `kernels.routing`. residual, out: addresses"""
         places = (
             self.scores, self.experts, self.weights, self.row_of, self.place_of, self.groups,
             self.by_expert,

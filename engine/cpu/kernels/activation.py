@@ -1,4 +1,4 @@
-"""GatedMLP: the feed-forward part of LLaMA and Gemma, whose activation takes one pass.
+"""GatedMLP: the feed-forward part of LLaMA and Gemma, with the activation in one pass.
 
 down(act(gate(x)) * up(x)), with silu(x) = x / (1 + exp(-x)), or GELU by its tanh; Shazeer, 2020
 (arXiv:2002.05202).
@@ -34,7 +34,7 @@ MIN_VALUES_A_THREAD = 8192  # below it waking a thread costs more
 
 
 class GatedMLP(nn.Module):
-    """Takes the place of LlamaMLP and its relatives, with their own linear layers."""
+    """Replaces LlamaMLP and its relatives, with their own linear layers."""
 
     def __init__(
         self, gate_proj: nn.Module, up_proj: nn.Module, down_proj: nn.Module, kind: int
@@ -46,7 +46,7 @@ class GatedMLP(nn.Module):
 
     @classmethod
     def like(cls, module: Any) -> Self:
-        """Return one with the linear layers of a module of `transformers`."""
+        """Return a GatedMLP with the linear layers of a `transformers` module."""
         kind = KINDS[type(module.act_fn).__name__]
         return cls(module.gate_proj, module.up_proj, module.down_proj, kind)
 
@@ -56,7 +56,7 @@ class GatedMLP(nn.Module):
 
 
 class MergedGatedMLP(nn.Module):
-    """The same where gate and up are one layer, as in Phi-3."""
+    """A GatedMLP whose gate and up are one layer, as in Phi-3."""
 
     def __init__(self, gate_up_proj: nn.Module, down_proj: nn.Module, kind: int) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ def gated_rows(gates: Tensor, ups: Tensor, out: Tensor, kind: int) -> None:
 
 @fast
 def over_one_plus_exp(x: Any, exponent: Any) -> Any:
-    """Return x / (1 + exp(-exponent)), of which neither part overflows."""
+    """Return x / (1 + exp(-exponent)), computed without overflow."""
     small = exp(-abs(exponent))
     above = np.float32(1) if exponent >= 0 else small
     return x * above / (np.float32(1) + small)
@@ -110,7 +110,10 @@ def silu_and_mul(gate: Any, up: Any, out: Any, width: Any) -> None:
 
 @fast
 def gelu_and_mul(gate: Any, up: Any, out: Any, width: Any) -> None:
-    """By the approximation with tanh: 0.5 x (1 + tanh(y)) is x / (1 + exp(-2 y))."""
+    """Compute GELU(gate) * up by the tanh approximation.
+
+    0.5 x (1 + tanh(y)) is x / (1 + exp(-2 y)).
+    """
     for each in range(width):
         x = gate[each]
         y = np.float32(0.7978845608) * (x + np.float32(0.044715) * x * x * x)

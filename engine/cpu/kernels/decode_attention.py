@@ -1,8 +1,8 @@
-"""Decode attention: one query token in each row attends to the keys of its own cache.
+"""Decode attention: one query token of each row attends to the keys of its own cache.
 
-torch's fused attention wants rows of one length, so that each cache of a step would need a call
-of its own, and most of the time would be spent in calling. Here one call does a layer for all
-rows: it writes each row's new key and value, and attends to what the row has.
+torch's fused attention takes rows of one length, so each cache of a step would need its own call,
+and most of the time would be call overhead. Here one call serves all rows of a layer: it writes
+each row's new key and value, and attends to the row's columns.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ UNIT_COST = 8  # of a cache's head beside its columns, in columns
 
 
 def scratch_width(num_columns: int, head_size: int) -> int:
-    """Return how many floats of scratch a thread needs for a row of so many columns."""
+    """Return the floats of scratch that a thread needs for a row of `num_columns`."""
     return num_columns + LANES + head_size
 
 
@@ -83,7 +83,7 @@ def tanh(x: Any) -> Any:
 
 @fast
 def bound(numbers: Any, length: Any, softcap: Any) -> None:
-    """Bound numbers softly by a soft cap."""
+    """Apply a soft cap to numbers in place."""
     for each in range(length):
         numbers[each] = softcap * tanh(numbers[each] / softcap)
 
@@ -95,9 +95,14 @@ def attend(
 ) -> None:  # fmt: skip
     """Attend with one query head of one row.
 
-    query, out: addresses of a head; keys, values: of the first column; ancestors: as of a cache;
-    softcap: or 0; bias: of the first column's, or 0; sink: of the head's, or 0; scratch: of
-    `scratch_width` floats; following: of the keys that are read next, for the prefetch
+    query, out:   addresses of a head
+    keys, values: addresses of the first column
+    ancestors:    as in a cache
+    softcap:      0: none
+    bias:         the address of the first column's; 0: none
+    sink:         the address of the head's; 0: none
+    scratch:      of `scratch_width` floats
+    following:    the address of the keys to prefetch
     """
     scores = carray(floats_at(scratch), (length + 1,))
     if dot_products.fits(size):
@@ -127,7 +132,7 @@ def attend(
 def score(
     query: Any, keys: Any, ancestors: Any, stride: Any, length: Any, size: Any, scores: Any
 ) -> None:
-    """Compute the scores as `dot_products.scores` does, for heads of any size."""
+    """Compute scores like `dot_products.scores`, for heads of any size."""
     query_head, rows = carray(floats_at(query), (size,)), carray(ints_at(ancestors), (length,))
     for column in range(length):
         offset = column * size
@@ -141,7 +146,7 @@ def score(
 def weigh(
     scores: Any, values: Any, ancestors: Any, stride: Any, length: Any, size: Any, out: Any
 ) -> None:
-    """Sum the values as `dot_products.weighed` does, for heads of any size."""
+    """Sum weighted values like `dot_products.weighed`, for heads of any size."""
     total, rows = carray(floats_at(out), (size,)), carray(ints_at(ancestors), (length,))
     for each in range(size):
         total[each] = np.float32(0)
@@ -173,9 +178,9 @@ def add(source: Any, target: Any, size: Any) -> None:
 
 @fast
 def rotate_head(x: Any, cos: Any, sin: Any, out: Any, half: Any) -> None:
-    """Rotate a head as LLaMA pairs its numbers: each of the first half with one of the second.
+    """Apply the rotary embedding to a head in LLaMA's order: number i pairs with i + half.
 
-    x, cos, sin, out: (head size,), twice `half`; see arXiv:2104.09864
+    x, cos, sin, out: addresses of (head size,), twice `half`; see arXiv:2104.09864
     """
     for each in range(half):
         first, second = x[each], x[half + each]
@@ -185,7 +190,7 @@ def rotate_head(x: Any, cos: Any, sin: Any, out: Any, half: Any) -> None:
 
 @fast
 def rotate(a: Any, row: Any, source: Any, target: Any) -> None:
-    """Rotate a head by the position of its row. source, target: addresses"""
+    """Apply the rotary embedding to a head at its row's position. source, target: addresses"""
     size = a[HEAD_SIZE]
     of_row = row * size * FLOAT_BYTES
     rotate_head(
@@ -196,9 +201,9 @@ def rotate(a: Any, row: Any, source: Any, target: Any) -> None:
 
 @fast
 def attend_head(a: Any, cache: Any, head: Any, scratch: Any, rotated: Any) -> None:
-    """Attend for all rows of a cache, with one key head and the query heads that share it.
+    """Attend for all rows of a cache with one key head and the query heads that share it.
 
-    rotated: the address of scratch for a head
+    rotated: the address of scratch for one head
     """
     size, group = a[HEAD_SIZE], a[GROUP]
     capacity, length, stride = cache[CAPACITY], cache[NUM_COLUMNS], cache[ROW_STRIDE]
@@ -247,7 +252,7 @@ def attend_head(a: Any, cache: Any, head: Any, scratch: Any, rotated: Any) -> No
 
 
 def body(arguments: Any) -> None:
-    """Do the heads that begin in the calling thread's share of the work."""
+    """Process the heads in the calling thread's share of the work."""
     a = carray(arguments, (NUM_ARGUMENTS,))
     caches = carray(longs_at(a[CACHES]), (a[NUM_CACHES], NUM_CACHE_FIELDS))
     scratch = a[SCRATCH] + np.int64(thread_number()) * a[SCRATCH_WIDTH] * FLOAT_BYTES

@@ -1,7 +1,7 @@
-"""Dot products of one query with many keys, and sums of many values by their scores, in LLVM IR.
+"""Dot products of a query with many keys, and weighted sums of many values, in LLVM IR.
 
-Heads are a few registers wide. What numba makes of loops over them sums across a register for
-each key, and keeps the sum of the values in memory.
+A head fills a few registers. numba would compile such loops to a horizontal sum for each key, and
+would keep the sum of values in memory.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def write_scores(
     builder: Any, num_registers: int, query: Any, keys: Any, ancestors: Any, stride: Any,
     length: Any, out: Any, following: Any,
 ) -> None:  # fmt: skip
-    """Write query . key of each column, and up to MAX_AT_ONCE - 1 numbers more.
+    """Emit code that writes query . key of each column, and up to MAX_AT_ONCE - 1 numbers after.
 
     query, keys, out: addresses; see `by_head_size` for the others
     """
@@ -84,7 +84,7 @@ def write_weighed(
     builder: Any, num_registers: int, shares: Any, values: Any, ancestors: Any, stride: Any,
     length: Any, out: Any, following: Any,
 ) -> None:  # fmt: skip
-    """Write the sum of the values of all columns, each times its share.
+    """Emit code that writes the weighted sum of the values of all columns.
 
     shares, values, out: addresses; see `by_head_size` for the others
     """
@@ -120,12 +120,12 @@ def write_weighed(
 
 
 def by_head_size(write: Callable[..., None]) -> Any:
-    """Return a function that runs the code that `write` emits for the size of the heads.
+    """Return a function that runs the code that `write` emits for its head size.
 
-    It takes the head size, which `fits`, and the arguments of `write`: two addresses; `ancestors`,
-    the address of the row that holds each column, int32, or 0 if the first row holds all;
-    `stride`, the floats from row to row; the number of columns; the address of the result; and
-    `following`, the address that is read after the columns.
+    The function takes the head size, which must satisfy `fits`, and the arguments of `write`: two
+    addresses; `ancestors`, the address of the row of each column, int32, or 0 if the first row has
+    all; `stride`, the floats from row to row; the number of columns; the address of the result; and
+    `following`, the address to prefetch after the columns.
     """
 
     @intrinsic
@@ -151,7 +151,7 @@ scores, weighed = by_head_size(write_scores), by_head_size(write_weighed)
 
 @fast
 def fits(head_size: Any) -> Any:
-    """Return whether heads of this size are whole registers, and few enough."""
+    """Return whether heads of this size fill a small number of whole registers."""
     return head_size % LANES == 0 and head_size <= MAX_REGISTERS * LANES
 
 
@@ -167,7 +167,7 @@ def for_columns(
     builder: Any, write: Callable[[AddressOf], None], num_registers: int, columns: Any,
     ancestors: Any, stride: Any,
 ) -> None:  # fmt: skip
-    """Emit what `write` does twice: for columns all in the first row, and for columns in any."""
+    """Emit the code of `write` twice: for columns of the first row, and of any row."""
 
     def of_first_row(column: Any) -> Any:
         floats = builder.mul(column, number(num_registers * LANES))
@@ -189,9 +189,9 @@ def prefetch_ahead(
     builder: Any, num_registers: int, columns: Any, at: Any, num_columns: int, length: Any,
     following: Any,
 ) -> None:  # fmt: skip
-    """Prefetch into the second cache what is read AHEAD columns after those at `at`.
+    """Prefetch the columns that are AHEAD of those at `at` into the second-level cache.
 
-    The processor's own prefetch stops at the end of every head.
+    The processor's own prefetcher stops at the end of every head.
     """
     ahead = builder.add(at, number(AHEAD))
     beyond = builder.sub(ahead, length)

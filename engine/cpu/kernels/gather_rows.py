@@ -1,4 +1,4 @@
-"""Rows of a table are copied by their indices, as for an embedding, which may be scaled."""
+"""Copies rows of a table by their indices, optionally scaled, as for an embedding."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NUM_ARGUMENTS = 6
 
 @fast
 def copy_scaled(source: Any, target: Any, size: Any, scale: Any) -> None:
-    """Copy `size` floats times `scale`. source, target: addresses"""
+    """Copy `size` floats, multiplied by `scale`. source, target: addresses"""
     read, written = carray(floats_at(source), (size,)), carray(floats_at(target), (size,))
     for each in range(size):
         written[each] = scale * read[each]

@@ -1,7 +1,7 @@
-"""The gemm microkernel: a few rows times as many columns as registers hold, in LLVM IR.
+"""The gemm microkernel: a few rows times as many columns as fit into registers, in LLVM IR.
 
-What numba makes of such loops keeps its sums in memory, or sums across a register for each
-number: a third of the speed.
+numba would keep the sums in memory, or sum across a register for each number, at a third of the
+speed.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ TILE_ROWS = 8 if LANES == 16 else 6
 def microkernel(num_vectors: int) -> Any:
     """Return a function that multiplies by `num_vectors` times LANES columns.
 
-    It takes the number of rows, at most TILE_ROWS; the address of the left rows and their stride
-    in floats; the same of the right rows; the depth, which is the number of products in a sum;
-    and the address and the stride of the sums.
+    It takes the number of rows, at most TILE_ROWS; the address of the left rows and their stride in
+    floats; the same of the right rows; the depth, which is the number of products in a sum; and the
+    address and the stride of the sums.
     """
 
     @intrinsic
@@ -52,10 +52,10 @@ def microkernel(num_vectors: int) -> Any:
 
 
 def prefetching_microkernel(num_vectors: int) -> Any:
-    """Return the same, that besides fetches what is to be read later into the second cache.
+    """Return a microkernel that also prefetches into the second-level cache.
 
-    It also takes the address of the first float to fetch, and how many floats to go on after each
-    right row, at most as many as that has. Floats that are fetched already cost next to nothing.
+    It also takes the address of the first float to prefetch, and how many floats to advance after
+    each right row, at most the length of that row. Prefetching cached floats costs next to nothing.
     """
 
     @intrinsic

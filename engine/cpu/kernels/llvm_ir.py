@@ -1,7 +1,7 @@
 """Helpers for functions that are written in LLVM IR, instruction by instruction.
 
-numba makes good loops of most Python. Where it keeps in memory what belongs into registers, or
-goes number by number, a `builder` emits the instructions instead.
+numba compiles most Python loops well. Where it keeps in memory what belongs in registers, or does
+not vectorize, a `builder` emits the instructions instead.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ def number(value: int) -> Any:
 
 
 def pointer(builder: Any, base: Any, at: Any, kind: Any, size: int = FLOAT_BYTES) -> Any:
-    """Return a pointer to what lies `at` times `size` bytes after the address `base`."""
+    """Return a pointer to `at` times `size` bytes after the address `base`."""
     address = builder.add(base, builder.mul(at, number(size)))
     return builder.inttoptr(address, kind.as_pointer())
 
 
 def load(builder: Any, base: Any, at: Any) -> Any:
-    """Load the vector that begins at float `at`. base: an address"""
+    """Load the vector that starts at float `at`. base: an address"""
     return builder.load(pointer(builder, base, at, VECTOR), align=FLOAT_BYTES)
 
 
@@ -44,25 +44,25 @@ def store(builder: Any, vector: Any, base: Any, at: Any) -> None:
 
 
 def spread(builder: Any, number: Any) -> Any:
-    """Return a vector that has the number in all lanes."""
+    """Return a vector with the number in all lanes."""
     vector = builder.insert_element(UNDEFINED, number, FIRST_LANE)
     return builder.shuffle_vector(vector, UNDEFINED, IN_ALL_LANES)
 
 
 def plus_product(builder: Any, total: Any, one: Any, other: Any) -> Any:
-    """Return total + one * other, rounded once."""
+    """Return total + one * other with a single rounding."""
     product = builder.fmul(one, other, flags=("contract",))
     return builder.fadd(product, total, flags=("contract",))
 
 
 def shuffled(builder: Any, one: Any, other: Any, lanes: list[int]) -> Any:
-    """Return the lanes of the result in order. lanes: of `one`, or LANES and up of `other`"""
+    """Return a vector of chosen lanes. lanes: numbers of `one`, or LANES and up for `other`"""
     mask = ir.Constant(ir.VectorType(INT, len(lanes)), lanes)
     return builder.shuffle_vector(one, other, mask)
 
 
 def across(builder: Any, vectors: list[Any]) -> Any:
-    """Return a vector with the sum of each of the vectors, whose number is a power of two."""
+    """Return a vector with the sum of each vector. Their number must be a power of two."""
     width = num_sums = len(vectors)
     while width > 1:
         # In groups of `width` lanes each vector has sums of num_sums / width of them, in parts.
@@ -105,9 +105,9 @@ def loop(
     builder: Any, begin: Any, end: Any, step: int,
     write: Callable[[Any, list[Any]], list[Any]], carried: list[Any] | None = None,
 ) -> list[Any]:  # fmt: skip
-    """Emit a loop from `begin` to before `end`; returns the values after its last round.
+    """Emit a loop from `begin` to before `end`; returns the carried values after the last round.
 
-    write:   emits one round, of the index and the values of the round before; returns its values
+    write:   emits one round; takes the index and the carried values, and returns new ones
     carried: the values before the first round
     """
     before = builder.block
@@ -130,7 +130,7 @@ def loop(
 
 
 def prefetch(builder: Any, address: Any) -> None:
-    """Prefetch into the second cache for reading; any address may be given."""
+    """Prefetch an address into the second-level cache for reading; any address is valid."""
     name = "llvm.prefetch.p0i8"
     kind = ir.FunctionType(ir.VoidType(), [BYTE.as_pointer(), INT, INT, INT])
     function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)

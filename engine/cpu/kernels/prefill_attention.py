@@ -1,13 +1,13 @@
-"""Prefill attention: the tokens of prompts attend to their prompts, in layers like LLaMA's.
+"""Prefill attention: the tokens of prompts attend within their prompts, in LLaMA-like layers.
 
-Each prompt goes into its cache at once: its keys are rotated by their positions and written with
-its values, and then every token attends to those up to its own. That is half of what an attention
-without a mask computes, and for prompts of some hundred tokens torch's computes all of it. What
-lies before a window is not computed either. In an encoder a token attends to those ahead, too.
+Each prompt is written to its cache at once: its keys, rotated by their positions, and its values.
+Then every token attends to those up to its own. That is half the work of attention under a mask;
+for prompts of some hundred tokens torch's computes all of it. Columns before a window are skipped
+too. In an encoder attention is bidirectional.
 
-The arguments are those of `decode_attention`, with the prompts in the place of the caches. A cache
-may hold the first columns of its prompt already; then only the rest is in the rows. What is
-computed of a token has the same bits either way.
+The arguments are those of `decode_attention`, with prompts in the place of caches. A cache may hold
+the first columns of its prompt already; then the rows hold the rest only. A token's result has the
+same bits either way.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def can_attend(head_size: int) -> bool:
 
 
 def scratch_width(num_tokens: int, head_size: int) -> int:
-    """Return how many floats of scratch a thread needs for a prompt of so many tokens."""
+    """Return the floats of scratch that a thread needs for a prompt of `num_tokens`."""
     width = padded(num_tokens)
     return int(TILE_ROWS * (width + 2 * head_size) + head_size * width)
 
@@ -94,11 +94,11 @@ def multiply(
     num_rows: Any, left: Any, left_stride: Any, right: Any, right_stride: Any, panel_stride: Any,
     depth: Any, out: Any, out_stride: Any, num_columns: Any,
 ) -> None:  # fmt: skip
-    """Multiply up to TILE_ROWS rows by `num_columns` columns; writes up to LANES - 1 more.
+    """Multiply up to TILE_ROWS rows by `num_columns` columns; writes up to LANES - 1 numbers more.
 
     left, right, out: addresses of (num_rows, depth), (depth, columns), (num_rows, columns), each
-    with the stride of its rows in floats
-    panel_stride:     from PANEL_WIDTH columns on the right to the next, in floats
+                      with the stride of its rows in floats
+    panel_stride:     floats from one panel of PANEL_WIDTH columns on the right to the next
     """
     for at in range(0, num_columns, PANEL_WIDTH):
         columns = right + at // PANEL_WIDTH * panel_stride * FLOAT_BYTES
@@ -111,19 +111,19 @@ def multiply(
 
 @fast
 def first_seen(a: Any, token: Any) -> Any:
-    """Return the first column that a token of a prompt sees."""
+    """Return the first column that a token of a prompt attends to."""
     return max(token + 1 - a[WINDOW], 0)
 
 
 @fast
 def end_seen(a: Any, prompt: Any, token: Any) -> Any:
-    """Return the column behind the last that a token of a prompt sees."""
+    """Return the column after the last that a token of a prompt attends to."""
     return min(token + 1 + a[AHEAD], prompt[NUM_COLUMNS])
 
 
 @fast
 def whole_panels(column: Any) -> Any:
-    """Return the first column of the panel that a column is in."""
+    """Return the first column of the panel that contains a column."""
     return column // PANEL_WIDTH * PANEL_WIDTH
 
 
@@ -216,7 +216,7 @@ def write_body(arguments: Any) -> None:
 
 
 def attend_body(arguments: Any) -> None:
-    """Do the blocks that begin in the calling thread's share of the work."""
+    """Process the blocks in the calling thread's share of the work."""
     a = carray(arguments, (NUM_ARGUMENTS,))
     prompts = carray(longs_at(a[CACHES]), (a[NUM_CACHES], NUM_CACHE_FIELDS))
     scratch = a[SCRATCH] + np.int64(thread_number()) * a[SCRATCH_WIDTH] * FLOAT_BYTES
@@ -240,7 +240,7 @@ def attend_body(arguments: Any) -> None:
 
 @fast
 def cost_of(a: Any, prompt: Any, first: Any) -> Any:
-    """Return the cost of a block, in pairs of a query and a key; transposing a key costs one."""
+    """Return the cost of a block in query-key pairs; transposing a key counts as one."""
     last = min(first + BLOCK_TOKENS, prompt[NUM_COLUMNS])
     middle = (first + last) // 2
     num_seen = end_seen(a, prompt, middle) - first_seen(a, middle)

@@ -1,4 +1,4 @@
-"""float32 rows are rounded to bytes, each by a scale of its own; `quantized` multiplies them."""
+"""Rounds float32 rows to bytes, each by a scale of its own, for `quantized_linear.py`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MIN_VALUES_A_THREAD = 16_384  # below it waking a thread costs more
 
 @fast
 def round_row(row: Any, rounded: Any, width: Any, num_steps: Any) -> Any:
-    """Round a row to bytes, where num_steps + 1 stands for zero; returns its scale."""
+    """Round a row to bytes, with zero stored as num_steps + 1; returns its scale."""
     most = np.float32(0)
     for each in range(width):
         most = max(most, abs(row[each]))

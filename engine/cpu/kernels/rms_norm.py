@@ -1,7 +1,7 @@
 """RMSNorm: the norm of LLaMA and T5, in one pass over a row.
 
 x / sqrt(mean(x^2) + eps) * weight; Zhang and Sennrich, 2019 (arXiv:1910.07467). torch takes six
-passes, each of which wakes the threads.
+passes and wakes the threads for each.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MIN_VALUES_A_THREAD = 16_384  # below it waking a thread costs more
 
 
 class RMSNorm(nn.Module):
-    """Takes the place of a norm of `transformers`, with its own weight."""
+    """Replaces a norm of `transformers`, with its own weight."""
 
     def __init__(self, weight: nn.Parameter, eps: float) -> None:
         """weight: (width,) float32"""
@@ -44,9 +44,9 @@ class RMSNorm(nn.Module):
 
     @classmethod
     def like(cls, module: Any, offset: float = 0.0) -> Self:
-        """Return one with the weight of a module of `transformers`.
+        """Return an RMSNorm with the weight of a `transformers` module.
 
-        offset: added to it, as Gemma's norms do
+        offset: added to the weight, as Gemma's norms do
         """
         weight = module.weight
         if offset:
@@ -59,7 +59,7 @@ class RMSNorm(nn.Module):
 
 
 def eps_of(module: Any) -> float:
-    """Return what a norm of `transformers` adds to the variance."""
+    """Return the epsilon of a `transformers` norm."""
     eps = getattr(module, "variance_epsilon", None)
     return float(module.eps if eps is None else eps)
 

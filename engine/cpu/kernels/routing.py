@@ -1,7 +1,7 @@
-"""Routing: the experts that a mixture's router chooses for each row, and the rows by expert.
+"""Routing: chooses the experts of each row, and sorts the rows by expert.
 
-Three functions: `choose` takes the most likely experts of each row, `group` sorts the choices by
-expert, and `combine` adds up, for each row, what its experts gave.
+It has three functions: `choose` takes the most likely experts of each row, `group` sorts the
+choices by expert, and `combine` sums the outputs of each row's experts.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ LAYOUT = "14q"
 
 @fast
 def choose_experts(a: Any, row: Any) -> None:
-    """Choose the most likely experts of a row; of two as likely, the first."""
+    """Choose the most likely experts of a row; among equals, the first."""
     at, first = a[SCORES] + row * a[NUM_EXPERTS] * FLOAT_BYTES, row * a[NUM_CHOSEN]
     softmax(at, a[NUM_EXPERTS])
     shares = carray(floats_at(at), (a[NUM_EXPERTS],))
@@ -67,7 +67,7 @@ def choose_body(arguments: Any) -> None:
 
 
 def group_body(arguments: Any) -> None:
-    """Sort the choices by expert, and those of one by row. One thread does it."""
+    """Sort the choices by expert, and by row within an expert. One thread does it."""
     a = carray(arguments, (NUM_ARGUMENTS,))
     if thread_number() != 0:
         return
@@ -92,7 +92,7 @@ def group_body(arguments: Any) -> None:
 
 @fast
 def combine_row(a: Any, row: Any) -> None:
-    """Add a row's residual to the sum of what its experts gave, in the order of its choice."""
+    """Sum a row's residual and the outputs of its experts, in the order of its choice."""
     first, width = row * a[NUM_CHOSEN], a[WIDTH]
     weights = carray(floats_at(a[WEIGHTS] + first * FLOAT_BYTES), (a[NUM_CHOSEN],))
     places = carray(longs_at(a[PLACE_OF] + first * LONG_BYTES), (a[NUM_CHOSEN],))

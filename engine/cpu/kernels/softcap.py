@@ -1,4 +1,4 @@
-"""A soft cap bounds numbers, as Gemma 2 does its logits: cap * tanh(x / cap)."""
+"""Soft cap: bounds numbers to cap * tanh(x / cap), as Gemma 2 does its logits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NUM_ARGUMENTS = 4
 
 
 def body(arguments: Any) -> None:
-    """Bound the calling thread's share of the rows."""
+    """Apply the soft cap to the calling thread's share of the rows."""
     a = carray(arguments, (NUM_ARGUMENTS,))
     width, softcap = a[WIDTH], np.float32(double_of_bits(a[SOFTCAP_BITS]))
     begin, end = own_share(a[NUM_ROWS])

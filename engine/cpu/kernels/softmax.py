@@ -1,4 +1,4 @@
-"""The softmax of a row of scores, and the exponential that it needs."""
+"""The softmax of a row of scores, and the exponential function for it."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ NUM_VECTORS = 4  # compared at once: a comparison takes as long as starting as m
 def exp(x: Any) -> Any:
     """Return e to the power of `x`, for x <= 0, within 2 ulp.
 
-    LLVM vectorizes this one, unlike the library's. It is Cephes' expf: 2 to the n, times a
-    polynomial of the remainder.
+    LLVM can vectorize it, unlike the library's. It is Cephes' expf: 2 to the n, times a polynomial
+    of the remainder.
     """
     x = max(x, np.float32(-87.0))
     n = np.int32(x * np.float32(1.44269504) - np.float32(0.5))
@@ -42,7 +42,7 @@ def exp(x: Any) -> Any:
 def maximum(typing_context: Any, numbers: Any, length: Any) -> Any:
     """Return the largest of `length` floats at the address `numbers`.
 
-    numba's own loop compares them one by one.
+    numba would compare them one by one.
     """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:

@@ -1,7 +1,7 @@
-"""Rows transposed into panels, as the right side of a product is read, in LLVM IR.
+"""Transposes rows into panels, the layout of the right side of a product, in LLVM IR.
 
-What numba makes of such a loop copies number by number: half of the time of a few queries that
-attend to a long text.
+numba would copy number by number, which is half of the time when a few queries attend to a long
+text.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def transpose_square(
 def transpose(rows: Any, num_rows: Any, size: Any, panels: Any) -> None:
     """Transpose rows into panels.
 
-    rows:   the address of (num_rows, size), of a size that is a multiple of LANES
-    panels: the address of (panels, size, PANEL_WIDTH), of which the last may be filled in part
+    rows:   the address of (num_rows, size), with a size that is a multiple of LANES
+    panels: the address of (panels, size, PANEL_WIDTH); the last panel may be partly filled
     """
     num_whole = num_rows // LANES * LANES
     for row in range(0, num_whole, LANES):

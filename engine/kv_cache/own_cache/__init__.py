@@ -1,1 +1,1 @@
-"""The model's own cache: rows that are joined for a pass, and parted after it."""
+"""The model's own cache: rows are joined for a pass and separated afterwards."""

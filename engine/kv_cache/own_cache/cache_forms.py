@@ -1,9 +1,8 @@
-"""CacheForm: how a model is handed what it keeps between steps, where that is no DynamicCache.
+"""CacheForm: how a model passes its state between steps, where that is no DynamicCache.
 
-xLSTM takes a dict of states, MiniMax-01 notes them beside its keys, and RecurrentGemma leaves them
-on its modules. What each has of a row is put among the layers of a JoinedKVCache, as states of
-fixed size, so that rows are joined as those of any other model. RWKV has no form: its step mixes
-what it keeps of the rows.
+xLSTM takes a dict of states, MiniMax-01 keeps them beside its keys, and RecurrentGemma leaves them
+on its modules. Each row's states become layers of a JoinedKVCache, as states of fixed size, so that
+rows are joined as for any other model. RWKV is not supported: its step mixes the states of rows.
 """
 
 from __future__ import annotations
@@ -28,29 +27,32 @@ ModuleState = tuple[nn.Module, str]
 
 
 class CacheForm:
-    """The usual one: the model takes and fills a DynamicCache."""
+    """The usual form: the model takes and fills a DynamicCache."""
 
     is_made_by_model = False  # it makes its cache at the first token
 
     def contents(self, past: Any, num_rows: int = 1) -> list[LayerContent]:
-        """Read what a forward pass left of so many prompts. Raises UnknownCache."""
+        """Read the states that a forward pass left for so many prompts. Raises UnknownCache."""
         return contents_of(past, num_rows)
 
     def past_of(self, past: Any, layers: list[JoinedLayer]) -> Any:
-        """What the model takes for a step. past: the usual one, of these layers"""
+        """Return the argument that the model takes for a step.
+
+        past: a DynamicCache of these layers
+        """
         return past
 
     def store(self, layers: list[JoinedLayer]) -> None:
-        """Put what a step made into the layers, where it was not written in place."""
+        """Copy a step's results into the layers, unless the model wrote them in place."""
 
 
 class StatesByLayer(CacheForm):
-    """An object with a tuple of states of each layer, written in place (xLSTM)."""
+    """An object with a tuple of states for each layer, written in place (xLSTM)."""
 
     is_made_by_model = True
 
     def __init__(self, example: Any) -> None:
-        """example: what the model made once"""
+        """example: a cache that the model made"""
         self.example = example
 
     def contents(self, past: Any, num_rows: int = 1) -> list[LayerContent]:
@@ -64,7 +66,7 @@ class StatesByLayer(CacheForm):
 
 
 class StatesBesideKeys(CacheForm):
-    """A DynamicCache with a list of states of some layers beside it (MiniMax-01)."""
+    """A DynamicCache that also has a list of states for some layers (MiniMax-01)."""
 
     is_made_by_model = True
 
@@ -104,7 +106,7 @@ class StatesBesideKeys(CacheForm):
 
 
 class StatesOnModules(CacheForm):
-    """A DynamicCache, and states that are left on the model itself (RecurrentGemma)."""
+    """A DynamicCache and states that are attributes of the model's modules (RecurrentGemma)."""
 
     def __init__(self, places: list[ModuleState]) -> None:
         self.places = places
@@ -140,7 +142,7 @@ def put_states(layer: Any, states: list[Tensor]) -> None:
 
 
 def form_made_by(past: Any) -> CacheForm | None:
-    """The form of a cache that a model made for itself; None if it is not known."""
+    """The form of a cache that a model made for itself; None if it is unknown."""
     if isinstance(getattr(past, "rnn_state", None), dict):
         return StatesByLayer(past)
     if isinstance(getattr(past, "linear_cache", None), list):
@@ -149,13 +151,13 @@ def form_made_by(past: Any) -> CacheForm | None:
 
 
 def form_beside(fresh: Freshness) -> CacheForm:
-    """The form of a model that took a DynamicCache, by what it has changed of itself."""
+    """The form of a model that took a DynamicCache, by the attributes that changed on the model."""
     places = states_on(fresh)
     return StatesOnModules(places) if places else CacheForm()
 
 
 def states_on(fresh: Freshness) -> list[ModuleState]:
-    """The attributes of modules in which a pass of one row left a tensor where none was."""
+    """The module attributes that hold a tensor only after a pass of one row."""
     return [
         (each.owner, name)
         for each in fresh.states

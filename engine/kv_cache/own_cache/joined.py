@@ -1,9 +1,9 @@
 """JoinedKVCache: the rows of all running sequences in one cache of `transformers`.
 
-For a model whose attention nobody here knows: its own code stores keys and reads them, with
-masks that it makes itself. Rows are padded on the left, as in a batch of `model.generate`, so
-that the newest token of each is in the last column. Sequences that join or leave make the rows
-anew; between such steps each layer goes on by itself (`joined_layers.py`).
+It serves models with unknown attention: the model's own code writes and reads the keys, with its
+own masks. Rows are padded on the left, as in a batch of `model.generate`, so the newest tokens
+share the last column. The rows are rebuilt when sequences join or leave; between such steps each
+layer grows in place (`joined_layers.py`).
 """
 
 from __future__ import annotations
@@ -28,21 +28,23 @@ from engine.kv_cache.own_cache.joined_layers import (
     layer_of,
 )
 
-# Stands where a row has no token, in tests and proofs: whoever looks there answers otherwise.
+# Fills places without a token in tests and proofs, so that reading them changes an answer.
 POISON = 64.0
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
 class EncoderOutput:
-    """An encoder's output for one prompt, and its keys and values by layer. Sequences of equal
-    prompts share it; it is never written to."""
+    """An encoder's output for one prompt, and its keys and values by layer.
+
+    Sequences with equal prompts share it, and it is never written to.
+    """
 
     states: Tensor  # (1, tokens, width)
     layers: list[KeysValues]
 
 
 class JoinedSequenceCache:
-    """A SequenceCache that owns its keys only while its rows are not among the joined ones."""
+    """A SequenceCache that owns its keys only while its rows are not joined with others."""
 
     def __init__(self, manager: JoinedKVCache, num_rows: int) -> None:
         self.manager = manager
@@ -50,7 +52,7 @@ class JoinedSequenceCache:
         self.length = 0
         self.layers: list[LayerContent] | None = None  # of one row, or of all
         self.encoded: EncoderOutput | None = None
-        # Of what its answer is drawn from, if reading the prompt took something of it.
+        # The state of the answer's random stream, if the prefill has drawn from it.
         self.random_state: Tensor | None = None
 
     @property
@@ -58,7 +60,7 @@ class JoinedSequenceCache:
         return self.length if self.layers is not None or self.manager.has_joined(self) else 0
 
     def reserve(self, num_tokens: int = 1) -> None:
-        """Layers grow as they are written."""
+        """Do nothing: layers grow as they are written."""
 
     def commit_prompt(self, num_tokens: int) -> None:
         self.length = num_tokens
@@ -75,7 +77,7 @@ class JoinedSequenceCache:
     def reorder(self, rows: Tensor) -> None:
         layers = self.layers if self.layers is not None else self.manager.rows_of(self)
         for each in (tensor for layer in layers for tensor in layer.tensors()):
-            if each.shape[0] > 1:  # else the rows are one yet
+            if each.shape[0] > 1:  # otherwise a single row stands for all
                 each.copy_(each.index_select(0, rows.to(each.device)))
 
     def clear(self) -> None:
@@ -86,7 +88,7 @@ class JoinedSequenceCache:
 
 @dataclass(slots=True, eq=False)
 class JoinedRows:
-    """Rows of sequences that take their steps together."""
+    """The rows of sequences that are decoded together."""
 
     caches: list[JoinedSequenceCache]
     num_pads: list[int]  # columns before the first token of each cache
@@ -97,14 +99,13 @@ class JoinedRows:
     device: torch.device
 
     def num_columns(self) -> int:
-        """The number of counted tokens' columns; a step that failed may have written one more."""
+        """The number of columns of counted tokens; a failed step may have written one more."""
         return max(
             pads + each.length for pads, each in zip(self.num_pads, self.caches, strict=True)
         )
 
     def rows_of(self, cache: JoinedSequenceCache) -> list[LayerContent]:
-        """Return views of the rows of a sequence, without padding and columns that are
-        not counted."""
+        """Views of a sequence's rows, without padding and uncounted columns."""
         at = self.caches.index(cache)
         begin = sum(each.num_rows for each in self.caches[:at])
         rows, first = slice(begin, begin + cache.num_rows), self.num_pads[at]
@@ -112,7 +113,7 @@ class JoinedRows:
         return [layer.content(rows, columns) for layer in self.layers]
 
     def mask(self) -> Tensor:
-        """(rows, columns and the next one) int64: 1 where a row has a token."""
+        """Return (rows, columns + 1) int64: 1 where a row has a token, and for its next one."""
         num_pads = [
             pads
             for pads, each in zip(self.num_pads, self.caches, strict=True)
@@ -123,12 +124,15 @@ class JoinedRows:
 
 
 class JoinedKVCache:
-    """The KVCacheManager of JoinedSequenceCaches. Always: each has keys of its own, or rows among
-    the joined ones."""
+    """The KVCacheManager of JoinedSequenceCaches.
+
+    Always: each has its own keys, or rows among the joined ones.
+    """
 
     def __init__(self, shape: KVShape, poisoned: bool = False) -> None:
-        """shape: by which memory is counted
-        poisoned: see POISON"""
+        """shape:    by which memory is counted
+        poisoned: see POISON
+        """
         self.shape = shape
         self.poisoned = poisoned
         self.caches: set[JoinedSequenceCache] = set()
@@ -162,12 +166,12 @@ class JoinedKVCache:
         self.joined = [rows for rows in self.joined if not self.caches.isdisjoint(rows.caches)]
 
     def rows_of(self, cache: JoinedSequenceCache) -> list[LayerContent]:
-        """Views of the joined rows of a sequence, without padding."""
+        """Views of a sequence's joined rows, without padding."""
         (joined,) = (rows for rows in self.joined if cache in rows.caches)
         return joined.rows_of(cache)
 
     def join(self, caches: list[JoinedSequenceCache]) -> JoinedRows:
-        """The rows of these sequences, in their order, ready for their next token."""
+        """Join the rows of these sequences, in order, ready for their next token."""
         for rows in self.joined:
             if rows.caches == caches:
                 for layer in rows.layers:
@@ -181,8 +185,11 @@ class JoinedKVCache:
         return rows
 
     def _part(self, caches: list[JoinedSequenceCache]) -> None:
-        """Give these sequences their own keys, and those that they are joined with: views where
-        they are copied in a moment, else copies, for a view would keep all rows in memory."""
+        """Give these sequences their own keys, and also the sequences that they are joined with.
+
+        The former get views, since they are copied next; the others get copies, since a view would
+        keep all rows in memory.
+        """
         for rows in [each for each in self.joined if not set(caches).isdisjoint(each.caches)]:
             for cache in self.caches.intersection(rows.caches):
                 views, stays = rows.rows_of(cache), cache in caches
@@ -244,6 +251,9 @@ def own(cache: JoinedSequenceCache) -> list[LayerContent]:
 
 
 def keys_by_layer(past: Any) -> list[KeysValues]:
-    """The keys and values that a model stored of what an encoder made. Raises UnknownCache."""
+    """Return the keys and values of an encoder's output that a model stored.
+
+    Raises UnknownCache.
+    """
     both = [each.keys_values for each in contents_of(past)]
     return [each for each in both if each is not None]

@@ -1,8 +1,8 @@
-"""Layers of a JoinedKVCache: what each keeps of the rows that take their steps together.
+"""Layers of a JoinedKVCache: the keys, values and states of all joined rows.
 
-Keys and values grow by a column at every step, written in place; a layer with a window drops the
-columns that the window has left. A recurrent layer has a state of fixed size, which a step makes
-anew: the one before is kept until the step is counted, for a step may fail and be run again.
+Keys and values grow by one column a step, written in place; a layer with a window drops columns
+that the window has passed. A recurrent layer has a state of fixed size, which each step replaces.
+The previous state is kept until the step is counted, since a step may fail and be run again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from transformers.cache_utils import (
     LinearAttentionLayer,
 )
 
-SPARE_COLUMNS = 64  # so that a step seldom moves all keys to append its own
+SPARE_COLUMNS = 64  # so that appending seldom copies all keys
 
 KeysValues = tuple[Tensor, Tensor]
 """Of a layer: (rows, heads, tokens, head size) each; the sizes of both may differ."""
@@ -41,7 +41,7 @@ KNOWN_LAYERS = (
 
 
 class UnknownCache(Exception):
-    """A model keeps something between steps that cannot be joined, in words."""
+    """A model keeps a state between steps that cannot be joined; the message says which."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +50,13 @@ class LayerContent:
 
     keys_values: KeysValues | None = None  # the newest tokens, if there is a window
     states: States = field(default_factory=dict)
-    window: int | None = None  # a token sees so many, itself among them
+    window: int | None = None  # tokens that a token attends to, itself included
 
     def tensors(self) -> tuple[Tensor, ...]:
         return (*(self.keys_values or ()), *self.states.values())
 
     def of_row(self, row: int, num_tokens: int) -> LayerContent:
-        """Select the content of one row of many, whose tokens are the last."""
+        """The content of one of many rows, whose tokens are the last `num_tokens` columns."""
         rows, both = slice(row, row + 1), self.keys_values
         if both is not None:
             keys, values = (each[rows, :, max(each.shape[2] - num_tokens, 0) :] for each in both)
@@ -74,18 +74,20 @@ class LayerContent:
 
 
 class JoinedLayer(Protocol):
-    """Columns are counted by its owner, and are the same for all layers."""
+    """A layer of joined rows. Its owner counts the columns, which are the same for all layers."""
 
     def resize(self, num_columns: int) -> None:
-        """Be ready for the column after these. What a step stored in it is forgotten."""
+        """Set the number of counted columns; a column that an uncounted step wrote is dropped."""
 
     def content(self, rows: slice, columns: slice) -> LayerContent:
-        """Views of what is kept of these rows, whose tokens fill these columns, of which the
-        last is the newest that is counted."""
+        """Views of the content of these rows, whose tokens fill these columns.
+
+        The last column is that of the newest counted token.
+        """
 
 
 class EmptyLayer(DummyLayer):
-    """A layer that keeps nothing."""
+    """A layer without keys, values or states."""
 
     def resize(self, num_columns: int) -> None:
         pass
@@ -95,12 +97,12 @@ class EmptyLayer(DummyLayer):
 
 
 class SpareLayer(DynamicLayer):
-    """A layer that appends in place while it has columns to spare."""
+    """A layer of keys and values with spare columns, so that it appends in place."""
 
     def __init__(
         self, keys: Tensor, values: Tensor, num_columns: int, window: int | None = None
     ) -> None:
-        """keys, values: of the last of `num_columns`, at least those that the window shows"""
+        """keys, values: of the last of `num_columns` columns, at least those in the window"""
         super().__init__()
         self.hold(keys, values, num_columns, window)
 
@@ -119,7 +121,7 @@ class SpareLayer(DynamicLayer):
         self.keys, self.values = (each[:, :, columns] for each in self.buffers)
 
     def first_seen(self, num_columns: int) -> int:
-        """The first column that the token after `num_columns` sees."""
+        """The first column that the token after `num_columns` attends to."""
         if self.window is None:
             return self.offset
         return max(num_columns - self.window + 1, self.offset)
@@ -159,14 +161,14 @@ class SpareLayer(DynamicLayer):
 
 
 class StateLayer(LinearAttentionLayer):
-    """A recurrent layer. A model may write its states in place, or hand over new ones."""
+    """A recurrent layer. A model may write its states in place or pass new ones."""
 
-    is_compileable = False  # or `transformers` would make masks as for a compiled step
+    is_compileable = False  # or `transformers` would build masks for a compiled step
     device: Any
     dtype: Any
 
     def __init__(self, states: States, num_columns: int) -> None:
-        """states: (rows, ...) each, after so many columns"""
+        """states: (rows, ...) each, after `num_columns` columns"""
         super().__init__(number_of_states=1 + max(number for _, number in states))
         self.hold_states(states, num_columns)
 
@@ -187,7 +189,7 @@ class StateLayer(LinearAttentionLayer):
             getattr(self, f"{kind}_states")[number] = each.clone()
 
     def settle(self, num_columns: int) -> None:
-        """Let the states that the last step made be those that count, if its column does."""
+        """Make the last step's states the current ones, if its column is counted."""
         if num_columns > self.num_counted:
             self.num_counted = num_columns
             self.counted = {
@@ -198,7 +200,7 @@ class StateLayer(LinearAttentionLayer):
     def update_recurrent_state(
         self, recurrent_states: Tensor, state_idx: int = 0, **kwargs: Any
     ) -> Tensor:
-        """Store the new state without a copy: what was before is kept elsewhere."""
+        """Store the new state, (rows, ...), without a copy; the previous one is kept elsewhere."""
         before = self.recurrent_states[state_idx]
         assert before is not None
         after = recurrent_states.to(before.dtype)
@@ -211,7 +213,7 @@ class StateLayer(LinearAttentionLayer):
 
 
 class HybridLayer(StateLayer, SpareLayer):  # type: ignore[override]  # as of transformers
-    """A recurrent layer that attends, too."""
+    """A recurrent layer that also attends."""
 
     def __init__(
         self, keys: Tensor, values: Tensor, states: States, num_columns: int, window: int | None
@@ -244,12 +246,12 @@ def layer_of(
     lengths: list[int],
     filling: float,
 ) -> JoinedLayer:
-    """The layer that joins the rows of sequences.
+    """Return the layer that joins the rows of several sequences.
 
-    parts:    what the layer keeps of each
-    num_rows: of each
-    lengths:  of each, in tokens; the longest has no padding before it
-    filling:  stands where a row has no token
+    parts:    the layer's content for each sequence
+    num_rows: of each sequence
+    lengths:  of each sequence, in tokens; the longest has no padding before it
+    filling:  the value where a row has no token
     """
     num_columns, window = max(lengths), parts[0].window
     states: States = {
@@ -279,11 +281,11 @@ def layer_of(
 def join_columns(
     parts: list[Tensor], num_rows: list[int], num_pads: list[int], filling: float
 ) -> Tensor:
-    """(rows, heads, columns, size) of all sequences.
+    """Join the columns of several sequences: (rows, heads, columns, size).
 
-    parts:    (1 or the rows of the sequence, heads, tokens, size) of each
-    num_rows: of each
-    num_pads: columns before the tokens of each; negative: behind them
+    parts:    (1 or rows, heads, tokens, size) of each sequence
+    num_rows: of each sequence
+    num_pads: padding columns before the tokens of each; negative: after them
     """
     padded = [
         expanded(pad(part, (0, 0, max(num, 0), max(-num, 0)), value=filling), rows)
@@ -294,12 +296,12 @@ def join_columns(
 
 
 def expanded(tensor: Tensor, num_rows: int) -> Tensor:
-    """The rows of a sequence, which may be one yet."""
+    """Expand a sequence's single stored row to `num_rows` rows, if it is still single."""
     return tensor.expand(num_rows, *tensor.shape[1:])
 
 
 def contents_of(past: Any, num_rows: int = 1) -> list[LayerContent]:
-    """Read what a model's cache stored of so many prompts. Raises UnknownCache."""
+    """Read the content that a model's cache has for so many prompts. Raises UnknownCache."""
     if type(past) is not DynamicCache:
         raise UnknownCache(f"it keeps a {type(past).__name__} between steps")
     contents = [content_of(each) for each in past.layers]
@@ -311,7 +313,7 @@ def contents_of(past: Any, num_rows: int = 1) -> list[LayerContent]:
 
 
 def content_of(layer: Any) -> LayerContent:
-    """Raises UnknownCache."""
+    """Read the content of one layer of a model's cache. Raises UnknownCache."""
     if type(layer) not in KNOWN_LAYERS:
         raise UnknownCache(f"it keeps a {type(layer).__name__} between steps")
     states = {

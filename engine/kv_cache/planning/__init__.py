@@ -1,1 +1,1 @@
-"""How much memory keys and values take and may take."""
+"""Plans how much memory keys and values may take."""

@@ -1,4 +1,4 @@
-"""The memory that is free for keys and values, and the heap that need not be kept."""
+"""The memory that is free for keys and values, and the settings of the heap."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from engine.protocol import cgroup
 MEMINFO = Path("/proc/meminfo")
 UNKNOWN_BYTES = 4 * 2**30  # where the system has no figure
 
-# Of glibc. Left to itself it moves these bounds by what was freed last.
+# glibc's options. By default it adapts these bounds to the last freed sizes.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 KEPT_BYTES = 8 * 2**20  # at the top of the heap
 HEAP_BYTES = 32 * 2**20  # what is larger is not in the heap; glibc allows no more
 
 
 def free_bytes(device: torch.device) -> int:
-    """The memory of a device that is free: of a CPU, within the container."""
+    """The free memory of a device; on a CPU, within the container's limit."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     in_container = cgroup.free_memory_bytes()
@@ -29,7 +29,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def available_bytes(meminfo: Path) -> int:
-    """The memory that the system could give without swapping."""
+    """The memory that the system can provide without swapping."""
     try:
         lines = meminfo.read_text().splitlines()
     except OSError:
@@ -39,12 +39,13 @@ def available_bytes(meminfo: Path) -> int:
 
 
 def trim_heap() -> None:
-    """Return the memory that loading a model freed, a hundred megabytes, to the system, and keep
-    from now on the memory that a step takes and frees: new pages are filled with zeros first. Only
-    glibc has such calls.
+    """Return the memory that loading freed to the system; from now on keep what steps free.
 
-    Python's collector ignores from now on all objects that exist: a collection that looks at them
-    takes as long as several steps.
+    New pages are filled with zeros first, so a step should reuse memory. Only glibc has these
+    calls.
+
+    All objects that exist now are frozen in Python's garbage collector: a collection that visits
+    them takes as long as several steps.
     """
     gc.collect()
     gc.freeze()

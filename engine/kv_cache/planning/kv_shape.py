@@ -1,4 +1,4 @@
-"""The shape of the keys and values that a model keeps, found by one forward pass.
+"""Finds the shape of the keys and values that a model caches, by one forward pass.
 
 Configurations name it in a dozen ways; the model's own cache has it in one.
 """
@@ -15,7 +15,7 @@ from engine.kv_cache.base import KVShape
 
 @torch.inference_mode()
 def probe_kv_shape(model: Any) -> KVShape:
-    """The shape of a decoder's own tokens, which is that of its encoder's tokens, too."""
+    """The KV shape of a model's decoder, which is also that of its encoder's output."""
     token = torch.zeros((1, 1), dtype=torch.int64, device=model.device)
     past: Any
     if model.config.is_encoder_decoder:

@@ -1,7 +1,7 @@
-"""The memory for keys and values: how many tokens of them a device has room for.
+"""Memory planner: how many tokens' keys and values a device has room for.
 
-On a GPU it is planned from the memory that is free when the weights are loaded, for they are
-counted then and need no estimate. The memory that a step needs beside them is estimated, high.
+On a GPU it starts from the memory that is free once the weights are loaded, so weights need no
+estimate. The memory that a step needs besides is estimated on the high side.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from engine.protocol.limits import Machine
 
 MiB = 2**20
 LIBRARY_BYTES = 512 * MiB  # workspaces of cuBLAS, graphs, fragments of the heap
-# Rows times tokens, padded, whose keys a step gathers at once in each layer. A long row among
-# many short ones would make all of them as long, so it takes a step of its own.
+# The most rows times padded tokens whose keys a step gathers in each layer. A long row would
+# lengthen all others of its step, so it gets its own step.
 MAX_GATHERED_TOKENS = 2**18
 
 
@@ -34,8 +34,8 @@ class DeviceMemory:
     def max_tokens(self, utilization: float, reserve_bytes: int, bytes_per_token: int) -> int:
         """The number of tokens whose keys and values fit; 0 if none do.
 
-        utilization:     the share of the device that we may use, with what is used already
-        reserve_bytes:   needed for a step, not kept
+        utilization:     the share of the device's memory that may be used, including used memory
+        reserve_bytes:   for a step's temporary tensors
         bytes_per_token: keys and values of one token in all layers
         """
         used_bytes = self.total_bytes - self.free_bytes
@@ -45,7 +45,7 @@ class DeviceMemory:
 
 @dataclass(frozen=True, slots=True)
 class StepMemory:
-    """The most memory that a step needs for a moment."""
+    """The peak of the temporary memory of a step."""
 
     num_rows: int
     num_gathered_tokens: int
@@ -59,7 +59,7 @@ class StepMemory:
     @property
     def num_bytes(self) -> int:
         gathered = self.num_gathered_tokens * self.bytes_per_token // self.num_layers
-        # The model's own, and in float32 those that logits processors and searches make.
+        # The model's logits, and float32 copies for logits processors and beam search.
         logits = self.num_rows * self.vocab_size * (2 * self.item_bytes + 4 * 4)
         # Of a layer: its widest states are four times as wide, and there are a few of them.
         states = self.num_prefill_tokens * self.hidden_size * self.item_bytes * 16
@@ -67,7 +67,7 @@ class StepMemory:
 
 
 def machine_for(checkpoint: Checkpoint, shape: KVShape) -> Machine:
-    """The limits of this machine for a model that is loaded."""
+    """The limits of this machine for a loaded model."""
     device = checkpoint.model.device
     max_tokens = None
     if device.type == "cuda":
@@ -86,7 +86,7 @@ def machine_for(checkpoint: Checkpoint, shape: KVShape) -> Machine:
 def max_paged_tokens(
     spec: EngineSpec, checkpoint: Checkpoint, shape: KVShape, memory: DeviceMemory
 ) -> int:
-    """The largest `max_cache_tokens` that fits. memory: with the weights loaded"""
+    """The largest `max_cache_tokens` that fits. memory: measured after the weights are loaded"""
     assert spec.max_sequences is not None
     assert spec.max_step_tokens is not None
     config = checkpoint.config.get_text_config()
@@ -105,12 +105,15 @@ def max_paged_tokens(
     max_tokens = memory.max_tokens(
         spec.gpu_memory_utilization, step.num_bytes, shape.bytes_per_token
     )
-    # Some of it goes to pages that are begun and not full.
+    # Partly filled pages take some of it.
     return max(0, max_tokens - num_pages(spec.max_sequences, 0) * PAGE_TOKENS)
 
 
 def refuse_beyond_memory(spec: EngineSpec, max_tokens: int) -> None:
-    """Raises Unloadable if the spec asks for more than `max_tokens`. spec: complete"""
+    """Raise Unloadable if the spec asks for more than `max_tokens`.
+
+    spec: with every limit chosen
+    """
     assert spec.max_cache_tokens is not None
     if spec.max_cache_tokens > max_tokens:
         raise Unloadable(

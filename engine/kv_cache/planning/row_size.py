@@ -1,4 +1,4 @@
-"""RowSize: the memory that one row of a KV cache takes, in places for a token."""
+"""RowSize: the memory that one row of a KV cache takes, counted in token slots."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from engine.kv_cache.own_cache.joined_layers import SPARE_COLUMNS, LayerContent
 
 @dataclass(frozen=True, slots=True)
 class RowSize:
-    """A place is what all layers together keep of a token, or, if none keeps any, a whole state."""
+    """The memory of a row, in slots for one token.
+
+    A slot is what all layers together keep of one token or, if none keeps any, a whole state.
+    """
 
     token_bytes: tuple[tuple[int, int | None], ...]  # of layers, and how many tokens they keep
     state_bytes: int  # of the recurrent layers, for a row of any length
@@ -19,7 +22,7 @@ class RowSize:
 
     @classmethod
     def of(cls, contents: list[LayerContent]) -> RowSize:
-        """contents: of one row with one token"""
+        """Measure a row. contents: of one row with one token"""
         tokens = []
         for each in contents:
             if each.keys_values is not None:
@@ -31,9 +34,9 @@ class RowSize:
 
     @classmethod
     def of_groups(cls, shape: KVShape, groups: Iterable[tuple[int, int | None]]) -> RowSize | None:
-        """Of groups of layers; None if all keep every token, so that a row takes a place for each.
+        """The row size for groups of layers; None if all keep every token: one slot for each.
 
-        groups: of each for how many layers it has room, and how many tokens it keeps
+        groups: the number of layers and the most tokens kept, for each group
         """
         layer_bytes = shape.bytes_per_token // shape.num_layers
         tokens = tuple((num_layers * layer_bytes, bound) for num_layers, bound in groups)
@@ -42,7 +45,7 @@ class RowSize:
         return cls(tokens, 0, shape.bytes_per_token)
 
     def num_places(self, num_tokens: int) -> int:
-        """The places of a row that comes to have so many tokens, rounded up."""
+        """The number of slots of a row of `num_tokens`, rounded up."""
         kept = sum(
             num_bytes * (num_tokens if bound is None else min(num_tokens, bound))
             for num_bytes, bound in self.token_bytes
@@ -50,7 +53,7 @@ class RowSize:
         return -(-(kept + self.state_bytes) // self.place_bytes)
 
     def num_whole_places(self, num_tokens: int) -> int:
-        """The places of so many tokens that every layer keeps, as those of an encoder."""
+        """The number of slots of `num_tokens` that every layer keeps, as of an encoder."""
         return -(
             -num_tokens * sum(num_bytes for num_bytes, _ in self.token_bytes) // self.place_bytes
         )

@@ -158,7 +158,7 @@ def test_cancelled_jobs_can_be_retried_and_are_counted(stored: CommandLine) -> N
     assert batch["states"] == {"queued": 2}
 
 
-def test_show_has_what_was_asked(stored: CommandLine) -> None:
+def test_show_prints_the_input(stored: CommandLine) -> None:
     pair = ("--source-language", "en", "--target-language", "fr")
     more = ("--param", "seed=7", "--metadata", "gate=2", "--priority", "5", "--batch", "b")
     assert stored("submit", "translate", "\x1b[2Jx", *pair, *more).status == 0
@@ -262,7 +262,7 @@ def test_a_database_without_tables_or_at_another_revision_is_refused(
     assert stored("migrate", "--check").status == 0
 
 
-def test_a_folder_without_configuration_says_how_one_looks(tmp_path: Path) -> None:
+def test_a_folder_without_configuration_is_refused_with_an_example(tmp_path: Path) -> None:
     ended = CommandLine(tmp_path)("up")
 
     assert ended.status == 1

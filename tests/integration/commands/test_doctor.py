@@ -115,7 +115,9 @@ def test_a_disk_that_is_full_or_nearly_is_a_fault(
     assert doctor.status == 1
 
 
-def test_an_append_only_file_that_cannot_be_written_is_a_fault(tidemill: CommandLine) -> None:
+def test_the_doctor_reports_an_append_only_file_that_cannot_be_written(
+    tidemill: CommandLine,
+) -> None:
     """The file is /dev/full, which refuses every byte with ENOSPC."""
     folder = tidemill.folder / "valkey"
     (folder / "appendonlydir").mkdir(parents=True)

@@ -51,7 +51,7 @@ def answer_all(database: Database, tokens: tuple[int, int], seconds: float) -> N
     set_columns(database, [job.id for job in queued], started_at=NOON, finished_at=ended)
 
 
-def test_without_a_result_it_counts_by_what_is_usual_and_knows_no_time(
+def test_an_estimate_without_results_uses_usual_lengths_and_gives_no_time(
     stored: CommandLine,
 ) -> None:
     stored.write("a.jsonl", {"text": "x" * 400}, {"text": "y" * 200}, "{broken")
@@ -72,7 +72,9 @@ def test_without_a_result_it_counts_by_what_is_usual_and_knows_no_time(
     assert stored("batches", "--json").json == []
 
 
-def test_the_time_is_that_of_the_measured_rate(stored: CommandLine, database: Database) -> None:
+def test_an_estimated_time_follows_the_measured_rate(
+    stored: CommandLine, database: Database
+) -> None:
     stored.write("a.jsonl", *({"text": "x" * 100, "custom_id": str(n)} for n in range(10)))
     assert stored("submit", "summarize", "a.jsonl").status == 0
     # 10 jobs of 100 characters: 50 tokens in, 10 out each; 600 tokens in 20 seconds.
@@ -124,7 +126,9 @@ def test_tokens_are_counted_by_the_models_own_tokenizer(stored: CommandLine) -> 
     assert letter["parts"] == 3
 
 
-def test_parts_are_as_long_as_they_were_of_late(stored: CommandLine, database: Database) -> None:
+def test_an_estimate_assumes_parts_as_long_as_recent_ones(
+    stored: CommandLine, database: Database
+) -> None:
     config = stored.folder / "tidemill.toml"
     config.write_text(config.read_text().replace('"fake"', '"fake"\nmax_input_tokens = 64', 1))
     stored.write("a.jsonl", {"text": "x" * 1000})
@@ -138,7 +142,7 @@ def test_parts_are_as_long_as_they_were_of_late(stored: CommandLine, database: D
     assert asked["parts"] == 11  # 250 characters each
 
 
-def test_each_section_that_is_to_be_a_part_is_one(stored: CommandLine) -> None:
+def test_an_estimate_counts_a_part_for_each_section(stored: CommandLine) -> None:
     (stored.folder / "a.md").write_text("".join(f"## {n}\n\nIt is here.\n\n" for n in range(7)))
     arguments = ("submit", "summarize", "a.md", "--estimate", "--json")
 

@@ -90,7 +90,7 @@ def test_running_again_writes_what_is_missing_and_touches_nothing_else(
     assert stored(*TO_FOLDER).out == "wrote 0 files to out, 3 were there before\n"
 
 
-def test_a_file_of_somebody_else_is_never_overwritten(
+def test_a_file_that_we_did_not_write_is_never_overwritten(
     stored: CommandLine, submit: Submit, database: Database
 ) -> None:
     submit("a.txt", "b.txt", "c.txt/d.txt")

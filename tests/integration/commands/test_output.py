@@ -145,7 +145,7 @@ def test_colors_are_for_terminals_that_want_them(stocked: CommandLine) -> None:
     assert "\x1b" not in stocked("doctor").out
 
 
-def test_20_columns_are_enough(stocked: CommandLine) -> None:
+def test_a_terminal_of_20_columns_is_enough(stocked: CommandLine) -> None:
     stocked.environment["COLUMNS"] = "20"
     for arguments in COMMANDS:
         assert "fault in Tidemill" not in stocked(*arguments).err
@@ -212,7 +212,7 @@ def test_a_file_that_cannot_be_written_is_named_and_not_left_behind(stocked: Com
         assert not list(stocked.folder.glob("r.*"))
 
 
-def test_columns_filters_and_order_in_every_format(stored: CommandLine) -> None:
+def test_every_format_has_the_chosen_columns_filters_and_order(stored: CommandLine) -> None:
     rows = [{"text": f"text {number}", "custom_id": str(number)} for number in range(4)]
     stored.write("a.jsonl", *rows)
     stored("submit", "summarize", "--file", "a.jsonl", "--tenant", "press")
@@ -252,7 +252,7 @@ def test_columns_filters_and_order_in_every_format(stored: CommandLine) -> None:
         (("--finish-reason", "stopped"), "'stopped'"),
     ],
 )
-def test_wrong_wishes_are_refused_with_what_there_is(
+def test_invalid_options_are_refused_with_the_valid_ones(
     tidemill: CommandLine, arguments: tuple[str, ...], words: str
 ) -> None:
     ended = tidemill("results", *arguments)

@@ -66,7 +66,7 @@ def test_several_files_and_folders_are_one_batch(files: CommandLine) -> None:
     assert ids(files(*EVERYTHING)) == ["a1", None, "b1", "t1"]
 
 
-def test_a_custom_id_of_two_files_is_one_too_many(files: CommandLine) -> None:
+def test_one_custom_id_for_two_files_is_refused(files: CommandLine) -> None:
     files.write("c.jsonl", {"text": "of c", "custom_id": "a1"}, {"text": "unnamed of c"})
     for key in ((), ("--run-key", "k")):
         ended = files("submit", "generate", "a.jsonl", "c.jsonl", *key, "--json")

@@ -44,7 +44,7 @@ def test_a_snapshot_has_workers_rows_rates_and_the_backlog(producer: Cluster) ->
     assert "tokens/s" in shown.out
 
 
-def test_without_workers_and_without_redis_it_says_so(stored: CommandLine) -> None:
+def test_top_reports_missing_workers_and_a_missing_redis(stored: CommandLine) -> None:
     shown = stored("top", "--seconds", "0.2")
     assert shown.status == 0
     assert "0 workers, 0 running, 0 queued, 0 tokens/s, ETA 0:00:00" in shown.out

@@ -32,7 +32,7 @@ needs_prometheus = pytest.mark.skipif(
 )
 
 
-def test_the_dashboard_is_what_its_script_writes() -> None:
+def test_the_dashboard_equals_the_output_of_its_script() -> None:
     written = subprocess.run(
         [
             sys.executable,

@@ -186,7 +186,7 @@ def test_the_engines_own_figures_cross_the_pipe(producer: Cluster) -> None:
 
 
 @on_sqlite
-def test_a_port_that_is_taken_costs_the_figures_and_not_the_work(producer: Cluster) -> None:
+def test_a_taken_metrics_port_stops_the_metrics_and_not_the_worker(producer: Cluster) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         producer.configure(worker={"metrics_port": port})
@@ -196,7 +196,7 @@ def test_a_port_that_is_taken_costs_the_figures_and_not_the_work(producer: Clust
     assert "no metrics: the port cannot be listened on" in worker.log
 
 
-def test_the_backlog_is_what_waits_by_model_and_lane(database: Database) -> None:
+def test_the_backlog_counts_waiting_jobs_by_model_and_lane(database: Database) -> None:
     insert_jobs(database, [job_row(num_characters=400) for _ in range(3)])
     insert_jobs(database, [job_row(lane="interactive", num_characters=40)])
     insert_jobs(database, [job_row(model="other", num_characters=40)])

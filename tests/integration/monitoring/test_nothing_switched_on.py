@@ -58,7 +58,7 @@ class Calls:
 
 
 @on_sqlite
-def test_what_is_switched_off_is_not_called_for_a_job(producer: Cluster) -> None:
+def test_features_that_are_switched_off_are_not_called(producer: Cluster) -> None:
     calls = Calls()
     contracts = [
         GenerateContract.parse({"text": f"gulls cry {number}", "max_new_tokens": 3})
@@ -83,5 +83,5 @@ def test_what_is_switched_off_is_not_called_for_a_job(producer: Cluster) -> None
     }
     assert {name.removeprefix("SealedText."): num for (_, name), num in of_jobs.items()} == PER_JOB
     # The model card, which every result has, is written out once for all of them.
-    assert counts["engine/protocol/messages.py", "ModelCard.to_json"] == 0
+    assert counts["engine/protocol/model_card.py", "ModelCard.to_json"] == 0
     assert counts["db/queries/model_cards.py", "model_card_id"] < 1.5 * NUM_JOBS

@@ -6,7 +6,9 @@ from tests.running.producers import FAKE, write_config
 from tests.unit.db.reading.test_quality import finish
 
 
-def test_a_day_of_refusals_has_changed_and_the_days_before_are_stable(stored: CommandLine) -> None:
+def test_quality_reports_a_day_of_refusals_as_changed_and_the_days_before_as_stable(
+    stored: CommandLine,
+) -> None:
     assert (stored("quality").out, stored("quality", "--check").status) == (
         "nothing to compare\n",
         0,

@@ -25,7 +25,7 @@ def database(database: Database) -> Iterator[Database]:
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-def test_an_engine_is_given_no_address_and_no_key(cluster: Cluster) -> None:
+def test_an_engine_gets_no_address_and_no_key(cluster: Cluster) -> None:
     """A checkpoint's own code ran with the keys of all texts in its environment."""
     keys = new_key("k1")
     config = cluster.configure()
@@ -46,7 +46,7 @@ def test_an_engine_is_given_no_address_and_no_key(cluster: Cluster) -> None:
         assert keys not in lines
 
 
-def test_all_else_is_handed_on() -> None:
+def test_an_engine_gets_all_other_environment_variables() -> None:
     given = {"PATH": "/bin", "HF_TOKEN": "for the hub", "TIDEMILL_CACHE": "/c", "PGPASSWORD": "x"}
     assert without_secrets(given) == {
         name: value for name, value in given.items() if name != "PGPASSWORD"

@@ -128,7 +128,7 @@ def places_of(database: Database, text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("by", ["tenant", "metadata"])
-def test_what_is_erased_is_gone_from_the_file_too(stored: CommandLine, by: str) -> None:
+def test_erased_texts_are_overwritten_in_the_file(stored: CommandLine, by: str) -> None:
     database = database_of(stored)
     made = insert_texts(database, tenant="acme")
     with database.write() as session:
@@ -280,7 +280,7 @@ def test_a_person_is_found_in_a_message_by_values_of_another_type(
     assert not Person(metadata={"patient": "8"}).sent(fields)
 
 
-def test_a_text_that_does_not_open_keeps_nobody_from_their_right(stored: CommandLine) -> None:
+def test_a_text_that_cannot_be_decrypted_prevents_no_export_or_erasure(stored: CommandLine) -> None:
     """Neither one of theirs nor another's; and without the keys nothing is erased by half."""
     line = new_key("k1")
     sealed = Database(stored.environment["TIDEMILL_DATABASE_URL"], KeyRing.parse(line, "it"))
@@ -338,7 +338,7 @@ def test_erase_without_a_person_is_refused(stored: CommandLine) -> None:
     assert (ended.status, "say --yes" in ended.err) == (1, True)
 
 
-def test_an_export_has_everything_of_theirs_and_nothing_of_others(stored: CommandLine) -> None:
+def test_an_export_has_all_rows_of_the_person_and_no_others(stored: CommandLine) -> None:
     database = database_of(stored)
     made = insert_texts(database)
     with database.write() as session:

@@ -58,7 +58,7 @@ def test_keys_are_made_used_listed_and_changed(stored: CommandLine) -> None:
     assert stored("audit", "list", "--json").json[0]["act"] == "rotate_keys"
 
 
-def test_whoever_lacks_the_keys_writes_nothing_in_clear(stored: CommandLine) -> None:
+def test_a_process_without_the_keys_writes_nothing_in_clear(stored: CommandLine) -> None:
     environment = stored.environment
     environment["TIDEMILL_KEYS"] = new_key("k1")
     assert stored("submit", "generate", f"{CANARY} sealed").status == 0
@@ -100,7 +100,7 @@ def test_the_doctor_says_whether_others_can_read_the_keys(stored: CommandLine) -
     assert ("access", False, f"others can read the keys in {file}; `chmod 600 {file}`") in found()
 
 
-def test_a_new_key_on_the_screen_is_one(stored: CommandLine) -> None:
+def test_a_generated_key_is_valid(stored: CommandLine) -> None:
     line = stored("keys", "generate", "--name", "k7").out
     assert KeyRing.parse(line, "it").primary == "k7"
     assert stored("keys", "generate", "--name", "k 7").status == 2

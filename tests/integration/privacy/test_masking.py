@@ -78,7 +78,7 @@ def test_the_model_sees_placeholders_and_the_user_does_not(producer: Cluster) ->
 
 
 @on_sqlite
-def test_jobs_of_a_slow_pattern_keep_nobody_else_waiting(producer: Cluster) -> None:
+def test_a_slow_masking_pattern_delays_no_other_job(producer: Cluster) -> None:
     """They were masked one after the other where jobs are claimed: a second each, for everybody."""
     config = producer.configure()
     table = "[masking.tenants.acme]\npatterns = { SLOW = '(a|aa)+$' }\n"
@@ -128,7 +128,7 @@ def test_a_worker_that_could_not_mask_does_not_start(producer: Cluster, table: s
 
 
 @on_sqlite
-def test_what_placeholders_stand_for_is_encrypted_beside_the_job_and_goes_with_it(
+def test_masked_values_are_stored_encrypted_and_deleted_with_their_job(
     producer: Cluster,
 ) -> None:
     keys = new_key("k1")

@@ -42,7 +42,7 @@ def finish_long_ago(stored: CommandLine) -> None:
     database.close()
 
 
-def test_what_is_old_is_pruned_and_said_to_be(stored: CommandLine) -> None:
+def test_old_texts_are_pruned_and_reported_as_pruned(stored: CommandLine) -> None:
     configure(stored, RETENTION)
     stored.write("a.jsonl", {"text": "the canary sings", "custom_id": "1"}, {"text": "y"})
     assert stored("submit", "summarize", "--file", "a.jsonl", "--batch", "b").status == 0
@@ -74,7 +74,9 @@ def test_what_is_old_is_pruned_and_said_to_be(stored: CommandLine) -> None:
     assert "0 jobs queued again" in stored("retry", "--batch", "b").out
 
 
-def test_a_job_that_is_submitted_again_after_its_text_went_is_the_same(stored: CommandLine) -> None:
+def test_a_job_that_is_submitted_again_after_its_text_was_pruned_is_the_same_job(
+    stored: CommandLine,
+) -> None:
     configure(stored, '\n[retention]\npayloads = "0d"\n')
     arguments = ("submit", "generate", "x", "--run-key", "k", "--json")
     stored.write("a.jsonl", {"text": "x", "custom_id": "1"})
@@ -86,7 +88,9 @@ def test_a_job_that_is_submitted_again_after_its_text_went_is_the_same(stored: C
     assert stored(*arguments).json["num_new"] == 0
 
 
-def test_without_a_table_nothing_goes_and_it_is_said(stored: CommandLine) -> None:
+def test_without_a_retention_table_nothing_is_pruned_and_prune_reports_it(
+    stored: CommandLine,
+) -> None:
     ended = stored("prune")
     assert ended.status == 0
     assert "has no [retention]: everything is kept" in ended.err

@@ -85,7 +85,7 @@ def test_a_job_runs_with_tls_to_redis_and_to_the_database(
         database.close()
 
 
-def test_a_certificate_of_somebody_else_is_refused(
+def test_a_certificate_of_another_authority_is_refused(
     redis_port: int, postgres_url: str, strangers: Certificates
 ) -> None:
     with pytest.raises(BrokerUnreachable, match=r"certificate .* file of its authority"):

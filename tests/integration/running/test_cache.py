@@ -66,7 +66,7 @@ def statements_on_the_cache(database: Database) -> Iterator[list[str]]:
         event.remove(database.engine, "before_cursor_execute", note)
 
 
-def test_last_nights_batch_again_makes_no_model_calls(producer: Cluster) -> None:
+def test_a_repeated_batch_makes_no_model_calls(producer: Cluster) -> None:
     with serving(producer) as first:
         with statements_on_the_cache(producer.database) as statements:
             one = first.run(batch_of(64))
@@ -106,7 +106,7 @@ def test_equal_jobs_at_once_are_computed_once_and_each_has_its_result(producer: 
 
 
 @on_sqlite
-def test_the_one_that_crashes_the_engine_is_blamed_and_so_is_each_of_its_equals(
+def test_a_request_that_crashes_the_engine_is_blamed_and_so_is_each_equal_one(
     producer: Cluster,
 ) -> None:
     with serving(producer, fake_crash_on="fatal") as worker:
@@ -190,7 +190,7 @@ def test_an_answer_past_its_time_is_computed_again_and_forgotten(producer: Clust
         assert worker.num_computed == 0, "computed again, they are new"
 
 
-def test_the_least_recently_used_go_when_there_is_too_much(producer: Cluster) -> None:
+def test_the_least_recently_used_entries_are_removed_beyond_the_bound(producer: Cluster) -> None:
     database = producer.database
     with serving(producer) as worker:
         worker.run(batch_of(20))
@@ -215,7 +215,7 @@ def database_bytes(database: Database) -> int:
         return session.scalar(select(func.sum(CacheEntry.num_bytes))) or 0
 
 
-def test_two_that_trim_at_once_remove_no_more_than_is_too_much(producer: Cluster) -> None:
+def test_two_workers_that_trim_at_once_remove_no_more_than_the_excess(producer: Cluster) -> None:
     database = producer.database
     with serving(producer) as worker:
         worker.run(batch_of(30))
@@ -252,7 +252,7 @@ REPORT = "\n\n".join(
 )
 
 
-def test_a_document_again_makes_no_model_calls_and_says_so(producer: Cluster) -> None:
+def test_a_repeated_document_makes_no_model_calls_and_reports_it(producer: Cluster) -> None:
     report = SummarizeContract.parse(
         {"text": REPORT, "strategy": "map_reduce", "max_new_tokens": 8}
     )
@@ -420,7 +420,7 @@ def test_an_estimate_counts_the_sentences_that_a_new_letter_has_in_common(
 
 
 @on_sqlite
-def test_what_was_forgotten_is_not_in_an_estimate(producer: Cluster) -> None:
+def test_removed_entries_do_not_count_in_an_estimate(producer: Cluster) -> None:
     report = SummarizeContract.parse({"text": REPORT, "max_new_tokens": 8})
     with serving(producer, max_input_tokens=CONTEXT) as worker:
         worker.run([report])

@@ -9,7 +9,8 @@ from db.models import Segment
 from db.reading.job_details import find_details
 from db.session import Database
 from db.states import JobState
-from engine.protocol.messages import Output, Request
+from engine.protocol.output import Output
+from engine.protocol.request import Request
 from tasks.submit import submit_contract
 from tasks.summarize import SummarizeContract
 from tests.integration.monitoring.test_celery_tools import inspect

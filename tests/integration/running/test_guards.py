@@ -90,7 +90,7 @@ def test_suspicious_results_are_listed_with_reasons(stored: CommandLine) -> None
         (("--json", "--format", "csv"), "is --format jsonl"),
     ],
 )
-def test_a_wrong_wish_is_refused(
+def test_an_invalid_filter_is_refused(
     stored: CommandLine, arguments: tuple[str, ...], fault: str
 ) -> None:
     ended = stored("results", *arguments)

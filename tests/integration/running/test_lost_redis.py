@@ -80,7 +80,7 @@ def test_when_redis_loses_everything_every_job_is_run(producer: Cluster) -> None
 
 
 @on_sqlite
-def test_while_redis_is_away_what_runs_is_finished_and_then_the_rest(
+def test_running_jobs_finish_while_redis_is_away_and_the_others_afterwards(
     cluster: Cluster, tmp_path_factory
 ) -> None:
     with ValkeyServer.started(tmp_path_factory.mktemp("own")) as server:

@@ -38,7 +38,7 @@ def num_segments(database: Database) -> int:
         return session.scalar(select(func.count()).select_from(Segment)) or 0
 
 
-def test_two_workers_of_one_model_each_do_what_one_worker_of_both_does(producer: Cluster) -> None:
+def test_two_workers_with_one_model_each_answer_as_one_worker_with_both(producer: Cluster) -> None:
     producer.configure_models(MODELS)
     database = producer.database
     with producer.worker():

@@ -42,7 +42,7 @@ def test_a_pool_that_forks_is_refused_with_the_reason(
     assert producer.job(job.id).attempt == 0
 
 
-def test_our_pool_may_be_named_as_celery_names_a_pool_of_ones_own(producer: Cluster) -> None:
+def test_our_pool_may_be_chosen_by_celerys_custom_pool_option(producer: Cluster) -> None:
     pool = {"CELERY_CUSTOM_WORKER_POOL": "worker.celery.pool:EnginePool"}
     with producer.worker("-P", "custom", **pool):
         assert generate.submit(text="a b c").wait(60).state == JobState.SUCCEEDED

@@ -61,7 +61,7 @@ def test_a_planned_stop_finishes_what_fits_in_the_time(producer: Cluster) -> Non
 
 @pytest.mark.usefixtures("as_started")
 @on_sqlite
-def test_a_second_signal_hurries_a_stop(producer: Cluster) -> None:
+def test_a_second_signal_ends_a_drain_at_once(producer: Cluster) -> None:
     producer.configure(worker={"drain_seconds": 3600}, fake_step_seconds=0.2)
     with producer.worker() as worker:
         submit(4)

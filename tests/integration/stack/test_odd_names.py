@@ -32,7 +32,9 @@ def texts(stored: CommandLine) -> list[str]:
     return [json.loads(line)["input"] for line in found.out.splitlines()]
 
 
-def test_rows_and_texts_are_read_from_it(stored: CommandLine, name: str) -> None:
+def test_rows_and_texts_are_read_from_a_folder_with_an_odd_name(
+    stored: CommandLine, name: str
+) -> None:
     folder = stored.folder / name
     (folder / name).mkdir(parents=True)
     (folder / f"{name}.jsonl").write_text(json.dumps({"text": "of JSON lines"}))
@@ -56,7 +58,9 @@ def test_rows_and_texts_are_read_from_it(stored: CommandLine, name: str) -> None
     assert texts(stored) == ["of JSON lines", "of CSV", "of a folder", "of a folder"]
 
 
-def test_results_and_errors_are_written_to_it(stored: CommandLine, name: str) -> None:
+def test_results_and_errors_are_written_to_a_folder_with_an_odd_name(
+    stored: CommandLine, name: str
+) -> None:
     folder = stored.folder / name
     folder.mkdir()
     stored.write("a.jsonl", {"text": "a text", "custom_id": "1"}, {"txt": "none"})
@@ -76,7 +80,9 @@ def test_results_and_errors_are_written_to_it(stored: CommandLine, name: str) ->
     assert len(list(folder.iterdir())) == 4, "and nothing beside them"
 
 
-def test_a_configuration_and_its_checkpoint_are_found_in_it(stored: CommandLine, name: str) -> None:
+def test_a_configuration_and_its_checkpoint_are_found_in_a_folder_with_an_odd_name(
+    stored: CommandLine, name: str
+) -> None:
     folder = stored.folder / name
     (folder / name).mkdir(parents=True)
     (folder / name / "config.json").write_text("{}")
@@ -95,7 +101,9 @@ def test_a_configuration_and_its_checkpoint_are_found_in_it(stored: CommandLine,
     assert stored("submit", "generate", "one two", "--model", "odd").status == 0
 
 
-def test_a_nightly_file_and_its_sources_are_found_in_it(stored: CommandLine, name: str) -> None:
+def test_a_nightly_file_and_its_sources_are_found_in_a_folder_with_an_odd_name(
+    stored: CommandLine, name: str
+) -> None:
     folder = stored.folder / name
     folder.mkdir()
     (folder / f"{name}.jsonl").write_text(json.dumps({"text": "of the night"}))

@@ -27,9 +27,7 @@ def stop(up: "subprocess.Popen[str]") -> None:
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)
-def test_valkey_keeps_its_files_in_its_folder_whatever_that_is_called(
-    tmp_path: Path, name: str
-) -> None:
+def test_valkey_keeps_its_files_in_a_folder_of_any_name(tmp_path: Path, name: str) -> None:
     folder = tmp_path / name / "valkey"
     server = EmbeddedValkey(folder)
     server.start()
@@ -52,7 +50,7 @@ def test_the_embedded_valkey_takes_no_entry_larger_than_a_message(tmp_path: Path
 
 
 @pytest.mark.parametrize("folder_is_there", [False, True])
-def test_what_up_and_the_demo_keep_is_for_their_user_alone(
+def test_files_of_up_and_the_demo_are_private_to_their_user(
     tmp_path: Path, folder_is_there: bool
 ) -> None:
     """`.tidemill/demo` is made first, by `make demo`; `.tidemill` must not be open for that."""
@@ -75,7 +73,7 @@ def test_what_up_and_the_demo_keep_is_for_their_user_alone(
 
 
 @pytest.mark.parametrize("name", HANDFUL)
-def test_up_runs_jobs_in_a_folder_whatever_it_is_called(tidemill: CommandLine, name: str) -> None:
+def test_up_runs_jobs_in_a_folder_of_any_name(tidemill: CommandLine, name: str) -> None:
     folder = tidemill.folder / name
     folder.mkdir()
     config = folder / "models.toml"

@@ -87,7 +87,7 @@ def test_a_job_that_fails_is_the_status_of_waiting_for_it(running: CommandLine) 
     assert json.loads(failed.out)["error"]["code"] == "prompt_too_long"
 
 
-def test_a_worker_of_its_own_joins_and_leaves(running: CommandLine) -> None:
+def test_a_worker_started_beside_up_joins_and_leaves(running: CommandLine) -> None:
     written = json.loads((running.folder / ".tidemill" / "run.json").read_text())
     database = Database(written["database_url"])
 
@@ -128,7 +128,7 @@ def test_a_second_up_says_that_one_runs_and_leaves_it_alone(running: CommandLine
     assert running("doctor").status == 0
 
 
-def test_what_up_writes_is_for_its_user_only(running: CommandLine) -> None:
+def test_files_of_up_are_private_to_its_user(running: CommandLine) -> None:
     assert (running.folder / ".tidemill" / "run.json").stat().st_mode & 0o077 == 0
 
 
@@ -208,7 +208,7 @@ def test_up_ends_with_the_reason_when_a_model_cannot_be_loaded(tidemill: Command
     assert not (tidemill.folder / ".tidemill" / "run.json").exists()
 
 
-def test_the_demo_goes_the_whole_road_and_knows_its_batch_again(tidemill: CommandLine) -> None:
+def test_the_demo_runs_a_whole_night_and_finds_its_batch_again(tidemill: CommandLine) -> None:
     examples = tidemill.folder / "examples"
     (examples / "nightly").mkdir(parents=True)
     shutil.copy(ROOT / "examples" / "nightly.toml", examples)

@@ -48,7 +48,7 @@ def test_two_thousand_jobs_end_with_one_result_each(producer: Cluster) -> None:
 
 
 @on_sqlite
-def test_two_workers_share_a_batch_and_double_nothing(producer: Cluster) -> None:
+def test_two_workers_share_a_batch_and_run_no_job_twice(producer: Cluster) -> None:
     producer.configure(fake_step_seconds=0.002, max_sequences=4)
     with producer.worker(), producer.worker():
         submit_batch(

@@ -81,7 +81,7 @@ def test_a_file_without_text_is_reported_with_a_code_and_the_others_go_on(
     }
 
 
-def test_texts_in_no_unicode_are_read_in_the_encoding_that_somebody_names(
+def test_texts_in_no_unicode_are_read_in_the_named_encoding(
     stored: CommandLine, reports: Path
 ) -> None:
     latin = "Größe: “5 €”".encode("cp1252")
@@ -108,7 +108,7 @@ def test_texts_in_no_unicode_are_read_in_the_encoding_that_somebody_names(
     assert "there is no encoding 'windows-9'" in unknown.err
 
 
-def test_a_link_to_nothing_and_a_pipe_in_a_folder_are_told_and_the_others_go_on(
+def test_a_broken_link_and_a_pipe_in_a_folder_are_reported_and_the_other_files_are_read(
     stored: CommandLine, reports: Path
 ) -> None:
     (reports / "gone.txt").symlink_to(reports / "nowhere.txt")

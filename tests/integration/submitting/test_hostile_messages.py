@@ -296,7 +296,7 @@ def _spoilt(changes: list[tuple[tuple[str, ...], Any]]) -> bytes:
 
 
 @on_sqlite
-def test_whatever_is_pushed_is_kept_and_the_worker_goes_on(producer: Cluster) -> None:
+def test_any_entry_that_is_pushed_is_kept_and_the_worker_goes_on(producer: Cluster) -> None:
     pushed: list[int] = []
     with client_of(producer) as client, producer.worker() as worker:
 

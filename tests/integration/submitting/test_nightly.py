@@ -44,7 +44,7 @@ def test_a_night_is_enqueued_once_over_all_its_parts(stored: CommandLine) -> Non
     assert ids(found) == ["1", "2", "1", "7"]
 
 
-def test_a_night_that_broke_off_goes_on_where_it_was(stored: CommandLine) -> None:
+def test_an_interrupted_night_continues_where_it_stopped(stored: CommandLine) -> None:
     rows = [{"text": "x", "custom_id": str(number)} for number in range(3)]
     stored.write("reports.jsonl", *rows)
     config = 'task = "summarize"\nrun_key = "night"\nsource = { path = "reports.jsonl" }\n'
@@ -158,7 +158,7 @@ def test_a_night_with_one_empty_part_of_five_is_refused(stored: CommandLine, kin
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_source_without_rows_may_be_as_it_should_be(stored: CommandLine, kind: str) -> None:
+def test_a_source_may_be_declared_to_be_empty(stored: CommandLine, kind: str) -> None:
     stored.write("a.jsonl", TEXT)
     sources = write_empty(stored.folder, kind), '{ path = "a.jsonl" }'
     write_night(stored.folder, sources[0])
@@ -172,7 +172,7 @@ def test_a_source_without_rows_may_be_as_it_should_be(stored: CommandLine, kind:
     assert stored("nightly", "nightly.toml", "--dry-run").status == 0
 
 
-def test_a_part_that_cannot_be_read_holds_nobody_up(stored: CommandLine) -> None:
+def test_a_part_that_cannot_be_read_stops_no_other_part(stored: CommandLine) -> None:
     stored.write("a.jsonl", TEXT)
     (stored.folder / "b.csv").write_bytes("text\nx\n".encode("utf-16-le"))  # no mark that says so
     stored.write("c.jsonl", TEXT)
@@ -216,7 +216,7 @@ def test_refused_rows_are_status_1_whatever_else_there_is(
     assert (ended.status, ended.json["empty_sources"]) == (1, [])
 
 
-def test_a_query_that_drops_the_table_drops_nothing(stored: CommandLine) -> None:
+def test_a_query_that_would_drop_a_table_is_refused(stored: CommandLine) -> None:
     path = stored.folder / "source.db"
     with sqlite3.connect(path) as source:
         source.execute("CREATE TABLE documents AS SELECT 'x' AS text")
@@ -265,7 +265,7 @@ def test_every_row_that_is_left_out_is_in_the_file_of_errors(stored: CommandLine
     assert (stored.folder / "other.jsonl").read_text().splitlines() == lines
 
 
-def test_a_file_of_errors_that_cannot_be_written_stops_it_before_it_begins(
+def test_an_errors_file_that_cannot_be_written_stops_the_command_before_it_begins(
     stored: CommandLine,
 ) -> None:
     stored.write("a.jsonl", TEXT)

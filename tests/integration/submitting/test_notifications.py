@@ -72,7 +72,7 @@ def test_retried_jobs_are_published_long_before_the_next_poll(producer: Cluster)
 
 
 @on_sqlite
-def test_the_leader_is_notified_whichever_worker_it_is(producer: Cluster) -> None:
+def test_any_worker_that_leads_is_notified(producer: Cluster) -> None:
     producer.configure(worker=SELDOM)
     with producer.worker(), producer.worker():
         wait_until_listening(producer, 2)

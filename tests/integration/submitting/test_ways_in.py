@@ -58,7 +58,7 @@ def test_a_job_submitted_in_python_is_run_and_found(cluster: Cluster) -> None:
 
 
 @on_sqlite
-def test_every_task_has_its_way_in(producer: Cluster) -> None:
+def test_every_task_can_be_submitted_in_each_way(producer: Cluster) -> None:
     from tasks import chat, generate, summarize, translate
 
     submitted = [

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from engine.protocol.messages import Params
+from engine.protocol.sampling_params import SamplingParams
 from tests import checkpoints
 from tests.parity.trials.alone import Alone
 from tests.parity.trials.coming_and_going import (
@@ -56,7 +56,7 @@ def test_a_setting_of_the_checkpoint_is_never_dropped(
     path = folder / "generation_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | own))
     bench, alone = bench_of(kind, checkpoint=str(folder)), Alone(kind, folder)
-    params = Params(max_new_tokens=12, **how)
+    params = SamplingParams(max_new_tokens=12, **how)
     requests = [
         request(at, text, params=params) for at, text in enumerate(checkpoints.sentences(5))
     ]
@@ -83,7 +83,7 @@ def test_a_setting_of_the_checkpoint_is_never_dropped(
     ],
 )
 @pytest.mark.parametrize("kind", ["t5", "gpt2"])
-def test_a_way_to_sample_of_the_checkpoint_is_that_of_generate(
+def test_a_checkpoints_own_sampling_settings_act_as_in_generate(
     kind, own, bench_of, folder_of, tmp_path
 ):
     folder = tmp_path / kind
@@ -93,7 +93,7 @@ def test_a_way_to_sample_of_the_checkpoint_is_that_of_generate(
     bench, alone = bench_of(kind, checkpoint=str(folder)), Alone(kind, folder)
     how = {"max_new_tokens": 12, "do_sample": True}
     requests = [
-        request(at, text, params=Params(seed=at, **how))
+        request(at, text, params=SamplingParams(seed=at, **how))
         for at, text in enumerate(checkpoints.sentences(5))
     ]
     outputs = bench.answers(requests)

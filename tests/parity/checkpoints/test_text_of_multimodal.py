@@ -17,7 +17,7 @@ from engine.backends.loader import load
 from engine.backends.router import RouterBackend
 from engine.checkpoint.loader import Checkpoint
 from engine.errors import Unloadable
-from engine.protocol.messages import Request
+from engine.protocol.request import Request
 from tests import checkpoints
 from tests.checkpoints.multimodal import phi4_multimodal
 from tests.checkpoints.shards import as_shards
@@ -92,7 +92,7 @@ def test_text_is_answered_as_by_the_whole_model(kind, folder_of):
 
 
 @pytest.mark.parametrize("kind", ["mistral3", "qwen2_5_vl", "gemma4_vision", "llama4_vision"])
-def test_what_sees_is_not_read(kind, folder_of, tmp_path):
+def test_vision_weights_are_not_read(kind, folder_of, tmp_path):
     """Weights that would be refused, were they looked at."""
     folder = shutil.copytree(folder_of(kind), tmp_path / kind)
     weights = weights_of(folder)
@@ -106,7 +106,7 @@ def test_what_sees_is_not_read(kind, folder_of, tmp_path):
     assert answers(Checkpoint.load(spec_of(folder))) == expected
 
 
-def test_what_sees_and_hears_within_a_decoder_is_not_read(tmp_path):
+def test_vision_and_audio_weights_within_a_decoder_are_not_read(tmp_path):
     phi4_multimodal(tmp_path)
     alone = Alone("phi4_multimodal", tmp_path)
     text = checkpoints.sentences(1, seed=8)[0]

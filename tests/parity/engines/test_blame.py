@@ -6,14 +6,15 @@ import pytest
 import torch
 
 from engine.errors import EngineBroken
-from engine.protocol.messages import Params, Request
+from engine.protocol.request import Request
+from engine.protocol.sampling_params import SamplingParams
 from tests import checkpoints
 
 CULPRIT = 3
 
 
 def requests() -> list[Request]:
-    params = Params(max_new_tokens=6, do_sample=False)
+    params = SamplingParams(max_new_tokens=6, do_sample=False)
     return [
         Request(id=at, task="generate", text=f"{at} {text}", params=params)
         for at, text in enumerate(checkpoints.sentences(2) * 4)
@@ -96,7 +97,7 @@ def test_a_device_beyond_repair_ends_the_engine(bench):
 
 def test_a_cancelled_request_of_a_later_group_never_runs(bench):
     short, long = "the mill", "water " * 40
-    params = Params(max_new_tokens=4, do_sample=False)
+    params = SamplingParams(max_new_tokens=4, do_sample=False)
     bench.submit(
         Request(id=0, task="generate", text=short, params=params),
         Request(id=1, task="generate", text=long, params=params),

@@ -15,7 +15,8 @@ import transformers
 from engine.backends.ctranslate2 import CTranslate2Backend
 from engine.errors import Unloadable
 from engine.protocol.engine_spec import EngineSpec
-from engine.protocol.messages import Params, Request
+from engine.protocol.request import Request
+from engine.protocol.sampling_params import SamplingParams
 from tests import checkpoints
 from tests.parity.trials.alone import Alone
 from tests.running.engines import Bench
@@ -51,7 +52,7 @@ def spec_of(folder: Path, **settings: Any) -> EngineSpec:
 
 
 def request(id_: int, text: str, **params: Any) -> Request:
-    return Request(id=id_, task="generate", text=text, params=Params(**params))
+    return Request(id=id_, task="generate", text=text, params=SamplingParams(**params))
 
 
 def bench_of(folder: Path, **settings: Any) -> Bench:
@@ -60,7 +61,7 @@ def bench_of(folder: Path, **settings: Any) -> Bench:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_in_company_each_answer_is_that_of_generate_alone(as_published, kind):
+def test_each_answer_in_a_batch_is_that_of_generate_alone(as_published, kind):
     folder = as_published(kind)
     bench, alone = bench_of(folder), Alone(kind, folder)
     requests = [
@@ -137,7 +138,9 @@ def test_stops_of_a_checkpoint_itself_are_refused_at_loading_and_those_of_a_task
     config["task_specific_params"] = {"summarization": {"stop_strings": ["</s>"]}}
     (by_task / "config.json").write_text(json.dumps(config))
     bench = bench_of(by_task)
-    summary = Request(id=1, task="summarize", text="the mill", params=Params(max_new_tokens=4))
+    summary = Request(
+        id=1, task="summarize", text="the mill", params=SamplingParams(max_new_tokens=4)
+    )
 
     outputs = bench.answers([request(0, "the mill", max_new_tokens=4), summary])
 

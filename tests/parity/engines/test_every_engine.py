@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from engine.protocol.engine_spec import EngineSpec
-from engine.protocol.messages import Params, Request
+from engine.protocol.request import Request
+from engine.protocol.sampling_params import SamplingParams
 from tests import checkpoints
 from tests.running.engines import Child, Ids, needs_vllm
 
@@ -63,7 +64,7 @@ def request(text: str, num_tokens: int = 6, **params) -> Request:
         id=new_id(),
         task="generate",
         text=text,
-        params=Params(max_new_tokens=num_tokens, **{**GREEDY, **params}),
+        params=SamplingParams(max_new_tokens=num_tokens, **{**GREEDY, **params}),
     )
 
 
@@ -93,7 +94,7 @@ def test_every_request_gets_exactly_one_output(engine):
     assert engine.answers([last]).keys() == {last.id}
 
 
-def test_company_changes_no_answer(spec, engine):
+def test_a_batch_changes_no_answer(spec, engine):
     settings = [{}]
     if is_greedy_only(spec):
         refused = request("the tide", num_beams=3)

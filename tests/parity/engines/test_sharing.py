@@ -16,7 +16,8 @@ from engine.checkpoint.model_state import Freshness
 from engine.errors import Unloadable
 from engine.proof import batch_probe
 from engine.protocol.engine_spec import EngineSpec
-from engine.protocol.messages import Params, Request
+from engine.protocol.request import Request
+from engine.protocol.sampling_params import SamplingParams
 from tests import checkpoints
 from tests.parity.trials.alone import Alone
 from tests.parity.trials.joining import requests, spec_of
@@ -47,7 +48,7 @@ def test_an_answer_is_that_of_a_model_loaded_afresh(kind, engine, folder_of):
     long = [" ".join(checkpoints.sentences(6, seed=each)) for each in range(8)]
     texts = [*checkpoints.sentences(12), *(long if kind == "bigbird_pegasus" else ())]
     requests = [
-        Request(id=at, task="generate", text=text, params=Params(**GREEDY))
+        Request(id=at, task="generate", text=text, params=SamplingParams(**GREEDY))
         for at, text in enumerate([*texts, texts[1], texts[0], texts[1]])
     ]
     outputs = bench.answers(requests)
@@ -75,7 +76,9 @@ def test_an_unlisted_family_shares_calls_once_it_was_tried(kind, folder_of):
     assert loaded.card.engine_reason.startswith("in batches, which were tried at load")
     bench = Bench(loaded, spec)
     requests = [
-        Request(id=at, task="generate", text=text, params=Params(**GREEDY, num_beams=num_beams))
+        Request(
+            id=at, task="generate", text=text, params=SamplingParams(**GREEDY, num_beams=num_beams)
+        )
         for at, (num_beams, text) in enumerate(
             itertools.product((1, 3), checkpoints.sentences(12, seed=5))
         )
@@ -121,9 +124,7 @@ def test_the_card_says_what_the_probe_found(kind, reason, folder_of):
 
 
 @pytest.mark.parametrize("kind", ["bart_decoder", "nllb_moe", "rwkv"])
-def test_rows_that_disturb_each_other_show_without_a_look_at_the_state(
-    kind, folder_of, monkeypatch
-):
+def test_rows_that_affect_each_other_are_detected_by_their_answers(kind, folder_of, monkeypatch):
     monkeypatch.setattr(Freshness, "changes", lambda _: [])
     spec = EngineSpec(alias="a", checkpoint=str(folder_of(kind)), device="cpu", engine="exact")
     assert "in company" in load(spec).card.engine_reason

@@ -9,7 +9,8 @@ import psutil
 import pytest
 
 from engine.protocol.engine_spec import EngineSpec
-from engine.protocol.messages import Params, Request
+from engine.protocol.request import Request
+from engine.protocol.sampling_params import SamplingParams
 from tests import checkpoints
 from tests.running.engines import Child, child
 
@@ -52,7 +53,7 @@ def request(id_: int, words: list[str]) -> Request:
     how = (
         {"num_beams": 2} if id_ % 20 == 3 else {"num_return_sequences": 2} if id_ % 20 == 7 else {}
     )
-    params = Params(
+    params = SamplingParams(
         max_new_tokens=1 + id_ % 4, do_sample="num_return_sequences" in how, seed=id_, **how
     )
     return Request(id=id_, task="generate", text=text, params=params)

@@ -16,7 +16,7 @@ from db import FoundJob, JobState, find_results
 from db.schema import migrate
 from db.session import Database
 from db.states import FINISHED
-from engine.protocol.messages import Request
+from engine.protocol.request import Request
 from tasks import generate, submit_batch
 from tasks.contracts.by_task import CONTRACTS
 from tasks.contracts.contract import Contract
@@ -118,7 +118,7 @@ def test_an_answer_out_of_the_database_is_the_answer_alone(night: Night, kind: s
     assert len(said) > len(SETTINGS), "references that repeat one another agree with anything"
 
 
-def test_the_articles_example(night: Night) -> None:
+def test_a_job_answers_as_the_articles_example(night: Night) -> None:
     alone = Alone("gpt2", night.folders["gpt2"])
     (expected,) = expected_of(alone, ARTICLE["text"], {"max_length": ARTICLE["max_length"]})
     assert night.article.state == JobState.SUCCEEDED

@@ -23,7 +23,9 @@ from engine.checkpoint.loader import Checkpoint
 from engine.errors import EngineBroken, Unloadable, UnsupportedParameter
 from engine.process import load_engine
 from engine.protocol.engine_spec import EngineSpec
-from engine.protocol.messages import Choice, Params, Request
+from engine.protocol.output import Choice
+from engine.protocol.request import Request
+from engine.protocol.sampling_params import SamplingParams
 from engine.sampling.resolve_params import ResolvedParams
 from tests import checkpoints
 from tests.parity.trials.alone import Alone
@@ -94,7 +96,7 @@ new_id = Ids()
 
 def request(text: str, **params: Any) -> Request:
     own = {"do_sample": False, **params}
-    return Request(id=new_id(), task="generate", text=text, params=Params(**own))
+    return Request(id=new_id(), task="generate", text=text, params=SamplingParams(**own))
 
 
 def requests(num: int) -> list[Request]:
@@ -127,7 +129,7 @@ def answered_alone(alone: Alone, each: Request) -> tuple[str, int]:
 
 @needs_vllm
 @pytest.mark.parametrize("name", MODELS)
-def test_in_company_each_answer_is_that_of_generate_alone(engine_of, model_of, name):
+def test_each_answer_in_a_batch_is_that_of_generate_alone(engine_of, model_of, name):
     engine, alone = engine_of(name), Alone(name, model_of(name))
     before = engine.progress
     sent = requests(24)
@@ -144,7 +146,7 @@ def test_in_company_each_answer_is_that_of_generate_alone(engine_of, model_of, n
 
 
 @needs_vllm
-def test_each_of_several_ends_is_one(engine_of, model_of):
+def test_each_of_several_end_tokens_ends_an_answer(engine_of, model_of):
     engine, alone = engine_of("qwen2"), Alone("qwen2", model_of("qwen2"))
     ends = alone.model.generation_config.eos_token_id
     sent = [request(text, max_new_tokens=60) for text in checkpoints.sentences(24, seed=9)]
@@ -157,7 +159,7 @@ def test_each_of_several_ends_is_one(engine_of, model_of):
 
 
 @needs_vllm
-def test_an_end_that_is_forced_is_said_at_the_limit(model_of, tmp_path):
+def test_a_forced_end_token_is_added_at_the_limit(model_of, tmp_path):
     folder = shutil.copytree(model_of("gpt2"), tmp_path / "gpt2")
     own = transformers.GenerationConfig.from_pretrained(folder)
     own.forced_eos_token_id = own.eos_token_id
@@ -234,7 +236,7 @@ def test_heads_that_it_would_refuse_in_its_first_step_are_refused_at_loading(fol
 
 
 @needs_vllm
-def test_what_vllm_says_while_it_loads_becomes_a_sentence(model_of):
+def test_an_error_of_vllm_at_load_becomes_a_sentence(model_of):
     folder = model_of("llama")
     with child(spec_of(folder, max_cache_tokens=10**12)) as engine:
         message = engine.unloadable.message

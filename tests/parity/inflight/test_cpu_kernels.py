@@ -28,7 +28,7 @@ def engine_name() -> str:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_by_plain_torch_every_answer_is_the_same(kind, bench_of, asked_of):
+def test_plain_torch_gives_the_same_answers_as_the_kernels(kind, bench_of, asked_of):
     bench = bench_of(kind, cpu_kernels=False)
     assert_plain(bench)
     outputs = bench.answers(one for one, _ in asked_of(kind))
@@ -84,7 +84,7 @@ def test_rounded_weights_are_multiplied_by_plain_torch_too(quantization, bench_o
 
 @pytest.mark.parametrize("quantization", ROUNDED)
 @pytest.mark.parametrize("kind", ["t5", "bart", "gpt2", "llama"])
-def test_rounded_weights_answer_alone_as_in_company(
+def test_rounded_weights_answer_alone_as_in_a_batch(
     kind, quantization, bench_of, asked_of, monkeypatch
 ):
     # All linear modules of so small a model, not only those that gain by it.

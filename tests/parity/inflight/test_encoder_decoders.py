@@ -15,7 +15,8 @@ from engine.backends.router import RouterBackend
 from engine.checkpoint.loader import Checkpoint
 from engine.errors import InvariantBroken
 from engine.proof import verdicts
-from engine.protocol.messages import Params, Request
+from engine.protocol.request import Request
+from engine.protocol.sampling_params import SamplingParams
 from engine.runners.own_cache import OwnCacheRunner
 from engine.runners.row_masks import RowMasks
 from tests import checkpoints
@@ -92,7 +93,7 @@ def test_experts_that_take_every_token_answer_in_flight_as_alone(folder_of):
 
 
 @pytest.mark.usefixtures("proved_once")
-def test_rows_of_one_length_share_a_pass_where_padding_is_not_borne(folder_of, monkeypatch):
+def test_only_rows_of_one_length_share_a_pass_where_padding_changes_answers(folder_of, monkeypatch):
     passes = []
     whole = OwnCacheRunner._decode
 
@@ -110,7 +111,7 @@ def test_rows_of_one_length_share_a_pass_where_padding_is_not_borne(folder_of, m
 
 
 @pytest.mark.parametrize("kind", ["led", "fsmt"])
-def test_without_the_mask_of_padded_rows_they_would_be_alone(kind, folder_of, monkeypatch):
+def test_without_a_mask_padded_rows_do_not_share_a_pass(kind, folder_of, monkeypatch):
     """A layer that is not told what is padding sees it; the proof does, too."""
     monkeypatch.setattr(RowMasks, "_hook_for", lambda *_: lambda *given: None)
     engine = load(spec_of(folder_of(kind)))
@@ -131,7 +132,7 @@ def test_long_documents_are_answered_in_flight_as_alone(kind, folder_of):
     bench = Bench(engine, spec)
     texts = [document(1500, 1), "river", document(700, 2), document(60, 3), document(1100, 4)]
     asked = [
-        Request(id=at, task="generate", text=text, params=Params(**SETTINGS[at % 4]))
+        Request(id=at, task="generate", text=text, params=SamplingParams(**SETTINGS[at % 4]))
         for at, text in enumerate([*texts, "grain"])
     ]
     outputs = let_join(bench, asked)
@@ -186,7 +187,9 @@ def test_equal_inputs_are_encoded_once(kind, is_paged, folder_of):
         {**drawn, "num_return_sequences": 3},
     ]
     asked = [
-        Request(id=at, task="generate", text=two if at % 3 == 2 else one, params=Params(**each))
+        Request(
+            id=at, task="generate", text=two if at % 3 == 2 else one, params=SamplingParams(**each)
+        )
         for at, each in enumerate([*settings, *settings])
     ]
     # Some join while others of the same text run, or end.
@@ -218,7 +221,7 @@ def assert_nothing_is_held(engine: RouterBackend) -> None:
 
 
 @pytest.mark.parametrize(("kind", "is_paged"), WAYS)
-def test_the_first_of_those_that_share_may_leave_first(kind, is_paged, folder_of):
+def test_the_first_holder_of_a_shared_encoding_may_leave_first(kind, is_paged, folder_of):
     """Memory that was freed is poisoned: whoever still read it would answer otherwise."""
     engine = sharing_engine(kind, is_paged, folder_of(kind))
     bench = Bench(engine, engine.spec)
@@ -230,7 +233,7 @@ def test_the_first_of_those_that_share_may_leave_first(kind, is_paged, folder_of
             id=at,
             task="generate",
             text=text,
-            params=Params(max_new_tokens=each, min_new_tokens=each, do_sample=False),
+            params=SamplingParams(max_new_tokens=each, min_new_tokens=each, do_sample=False),
         )
         for at, each in enumerate(lengths)
     ]
@@ -253,7 +256,7 @@ def test_the_first_of_those_that_share_may_leave_first(kind, is_paged, folder_of
 def test_pages_of_an_encoder_are_counted_once(folder_of):
     engine = sharing_engine("bart", True, folder_of("bart"))
     bench, kv_cache = Bench(engine, engine.spec), engine.in_flight.runner.kv_cache
-    params = Params(max_new_tokens=20, min_new_tokens=20, do_sample=False, num_beams=1)
+    params = SamplingParams(max_new_tokens=20, min_new_tokens=20, do_sample=False, num_beams=1)
     text = document(40, 1)
 
     def pages_after(num: int) -> int:
@@ -292,7 +295,7 @@ def test_a_document_beyond_the_cache_is_refused_with_numbers(kind, folder_of):
     """A document of thousands of tokens is admitted or refused by the budget."""
     spec = spec_of(folder_of(kind), max_cache_tokens=4_000, max_step_tokens=20_000)
     bench = Bench(load(spec), spec)
-    params = Params(max_new_tokens=4, min_new_tokens=4, do_sample=False)
+    params = SamplingParams(max_new_tokens=4, min_new_tokens=4, do_sample=False)
     asked = [
         Request(id=at, task="generate", text=document(words, at), params=params)
         for at, words in enumerate([1500, 6000, 1400, 30])
@@ -309,7 +312,7 @@ def test_a_document_beyond_the_cache_is_refused_with_numbers(kind, folder_of):
 
 
 @pytest.mark.usefixtures("proved_once")
-def test_a_long_document_makes_no_others_as_long(folder_of, monkeypatch):
+def test_a_long_document_does_not_lengthen_the_rows_of_others(folder_of, monkeypatch):
     """What an encoder made is padded to the longest of a pass, once for each row."""
     monkeypatch.setattr("engine.runners.own_cache.NO_MATTER", 64)
     spec = spec_of(folder_of("led_long"), max_step_tokens=20_000)
@@ -322,7 +325,7 @@ def test_a_long_document_makes_no_others_as_long(folder_of, monkeypatch):
         return whole(runner, caches, tokens)
 
     monkeypatch.setattr(OwnCacheRunner, "_decode", decode)
-    params = Params(max_new_tokens=4, min_new_tokens=4, do_sample=False)
+    params = SamplingParams(max_new_tokens=4, min_new_tokens=4, do_sample=False)
     texts = [document(words, at) for at, words in enumerate([900, 20, 25, 700])]
     asked = [
         Request(id=at, task="generate", text=text, params=params) for at, text in enumerate(texts)
@@ -340,7 +343,7 @@ def test_rows_of_one_document_read_one_copy_of_it(folder_of):
     spec = spec_of(folder_of("t5gemma"))
     engine = RouterBackend(spec, Checkpoint.load(spec), by_own_cache=True)
     bench = Bench(engine, engine.spec)
-    params = Params(max_new_tokens=6, min_new_tokens=6, do_sample=False, num_beams=4)
+    params = SamplingParams(max_new_tokens=6, min_new_tokens=6, do_sample=False, num_beams=4)
     bench.submit(Request(id=0, task="generate", text=document(60, 1), params=params))
     bench.advance()
     bench.advance()

@@ -14,7 +14,7 @@ from tests.parity.trials.every_setting import (
 
 
 @pytest.mark.parametrize("kind", checkpoints.KINDS)
-def test_every_answer_in_company_is_the_answer_alone(
+def test_every_answer_in_a_batch_is_the_answer_alone(
     kind, answered_alone_of, bench_of, engine_name
 ):
     answered = answered_alone_of(kind)

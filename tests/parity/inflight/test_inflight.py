@@ -15,7 +15,7 @@ from engine.backends.router import RouterBackend
 from engine.errors import InvariantBroken, Unloadable
 from engine.kv_cache.layer_group import BUCKET_TOKENS
 from engine.protocol.engine_spec import EngineSpec
-from engine.protocol.messages import Params
+from engine.protocol.sampling_params import SamplingParams
 from tests import checkpoints
 from tests.parity.trials.alone import Alone
 from tests.parity.trials.coming_and_going import ARRIVAL, GREEDY, KINDS, let_come_and_go, request
@@ -60,7 +60,7 @@ def test_a_request_that_is_not_proved_runs_by_generate_while_others_run(bench_of
     bench.submit(request(0, text, params=replace(GREEDY, max_new_tokens=30)))
     bench.advance()
     how = {"max_new_tokens": 8, "do_sample": True, "seed": 7, "num_beams": 2}
-    bench.submit(request(1, other, params=Params(**how)))
+    bench.submit(request(1, other, params=SamplingParams(**how)))
     plan = bench.advance()
     assert [each.id for each in plan.running] == [0]
     assert [(each.id, each.runs_to_completion) for each in plan.admitted] == [(1, True)]
@@ -88,7 +88,7 @@ def test_a_cache_grows_with_its_sequence_and_is_freed_at_its_end(bench_of):
 def test_a_request_larger_than_the_cache_is_refused_with_numbers(bench_of):
     bench = bench_of("gpt2", max_cache_tokens=60)
     (output,) = bench.answers(
-        [request(0, "the mill", params=Params(max_new_tokens=100, do_sample=False))]
+        [request(0, "the mill", params=SamplingParams(max_new_tokens=100, do_sample=False))]
     ).values()
     assert output.failure.code == "unsupported_parameter"
     assert "which has 60 (max_cache_tokens)" in output.failure.message
@@ -145,8 +145,8 @@ def count_mixed(monkeypatch):
         runner = bench.loop.engine.in_flight.runner
         whole, mixed = runner.prefill_and_decode, []
 
-        def prefill_and_decode(sequences, caches, tokens):
-            result = whole(sequences, caches, tokens)
+        def prefill_and_decode(sequences, caches, tokens, begun):
+            result = whole(sequences, caches, tokens, begun)
             if result is not None:
                 mixed.append(len(sequences))
                 after()

@@ -14,7 +14,7 @@ from engine.kv_cache.own_cache import joined_layers
 from engine.kv_cache.own_cache.joined_layers import LayerContent
 from engine.kv_cache.planning.row_size import RowSize
 from engine.proof.self_proof import prove
-from engine.protocol.messages import Params
+from engine.protocol.sampling_params import SamplingParams
 from engine.runners.own_cache import OwnCacheRunner
 from tests.parity.trials.alone import Alone
 from tests.parity.trials.joining import SETTINGS, let_join, requests, spec_of
@@ -61,7 +61,7 @@ def test_keys_that_a_window_has_left_are_dropped(folder_of, monkeypatch):
     spec = spec_of(folder_of("gemma2"))
     engine = RouterBackend(spec, Checkpoint.load(spec), by_own_cache=True)
     bench = Bench(engine, spec)
-    params = Params(max_new_tokens=40, min_new_tokens=40, do_sample=False)
+    params = SamplingParams(max_new_tokens=40, min_new_tokens=40, do_sample=False)
     asked = [replace(each, params=params) for each in requests()]
     bench.submit(*asked[:5])
     most: dict[bool, int] = {False: 0, True: 0}

@@ -13,7 +13,8 @@ from engine.backends.router import RouterBackend
 from engine.checkpoint.loader import Checkpoint
 from engine.errors import InvariantBroken
 from engine.protocol.engine_spec import EngineSpec
-from engine.protocol.messages import Params, Request
+from engine.protocol.request import Request
+from engine.protocol.sampling_params import SamplingParams
 from tests import checkpoints
 from tests.parity.trials.alone import Alone
 from tests.parity.trials.coming_and_going import break_when, let_come_and_go
@@ -64,7 +65,7 @@ def asked_of(folder_of):
             alone = Alone(kind, folder_of(kind))
             made[kind] = [
                 (
-                    Request(id=at, task="generate", text=text, params=Params(**how)),
+                    Request(id=at, task="generate", text=text, params=SamplingParams(**how)),
                     alone.generate(text, **how),
                 )
                 for at, text in enumerate(prompts_of(alone))
@@ -119,7 +120,7 @@ ARRIVAL = st.tuples(st.integers(0, 4), st.integers(0, 24), st.none() | st.intege
     slice_tokens=st.sampled_from([1, 16, 30]),
     num_blocks=st.integers(0, 12),
 )
-def test_whoever_comes_and_goes_answers_as_alone(
+def test_sequences_that_join_and_leave_answer_as_alone(
     kind, arrivals, slice_tokens, num_blocks, asked_of, narrow_bench_of
 ):
     """With long prompts in slices, and so little room for prefixes that they come and go, too."""
@@ -194,6 +195,8 @@ def test_models_whose_prompts_cannot_be_cut_read_them_whole(kind, by_own_cache, 
     engine = RouterBackend(spec, Checkpoint.load(spec), by_own_cache=by_own_cache)
     text = " ".join(checkpoints.sentences(2))
     for id_ in range(2):
-        sequence = engine.encode(Request(id=id_, task="generate", text=text, params=Params()))
+        sequence = engine.encode(
+            Request(id=id_, task="generate", text=text, params=SamplingParams())
+        )
         assert sequence.blocks is None
         assert sequence.num_read_tokens is None

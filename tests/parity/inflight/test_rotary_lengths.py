@@ -10,7 +10,8 @@ import pytest
 from engine.backends.generate import GenerateBackend
 from engine.backends.loader import load
 from engine.backends.router import RouterBackend
-from engine.protocol.messages import Params, Request
+from engine.protocol.request import Request
+from engine.protocol.sampling_params import SamplingParams
 from engine.runners.own_cache import OwnCacheRunner
 from tests import checkpoints
 from tests.parity.trials.alone import Alone
@@ -38,7 +39,7 @@ def test_a_request_on_one_side_of_the_rotary_switch_runs_in_flight(
     asked = [
         Request(
             id=at, task="generate", text=tokenizer.decode(ids[at * 9 : at * 9 + num_tokens]),
-            params=Params(**settings, num_beams=1 + 2 * (at % 3 == 0)),
+            params=SamplingParams(**settings, num_beams=1 + 2 * (at % 3 == 0)),
         )
         for at, num_tokens in enumerate([*lengths, *lengths])
     ]  # fmt: skip
@@ -91,7 +92,7 @@ def test_a_text_beyond_the_positions_is_answered_as_generate_answers_it(
     text = " ".join(checkpoints.sentences(60, seed=9))
     ids = alone.tokenizer(text)["input_ids"][:num_tokens]
     text = alone.tokenizer.decode(ids, skip_special_tokens=True)
-    params = Params(max_new_tokens=6, min_new_tokens=6, do_sample=False)
+    params = SamplingParams(max_new_tokens=6, min_new_tokens=6, do_sample=False)
     asked = [
         Request(id=at, task="generate", text=each, params=params)
         for at, each in enumerate([text, *checkpoints.sentences(3), text])
@@ -129,7 +130,7 @@ def test_a_window_as_wide_as_the_context_is_none(kind, folder_of, tmp_path):
         alone.tokenizer.decode(ids[: num_positions - 20], skip_special_tokens=True),
         *checkpoints.sentences(3),
     ]
-    params = Params(max_new_tokens=9, min_new_tokens=9, do_sample=False)
+    params = SamplingParams(max_new_tokens=9, min_new_tokens=9, do_sample=False)
     asked = [
         Request(id=at, task="generate", text=text, params=params) for at, text in enumerate(texts)
     ]

@@ -18,7 +18,8 @@ from engine.checkpoint.loader import Checkpoint
 from engine.kv_cache import paged
 from engine.kv_cache.layer_group import BUCKET_TOKENS, max_columns
 from engine.kv_cache.paged import PAGE_TOKENS, PagedKVCache
-from engine.protocol.messages import Params, Request
+from engine.protocol.request import Request
+from engine.protocol.sampling_params import SamplingParams
 from engine.runners import causal
 from engine.runners.step_executor import FusedExecutor
 from tests import checkpoints
@@ -78,7 +79,7 @@ def asked_of(folder_of: Callable[[str], Path]) -> Callable[[str], list[Any]]:
         for at, num_tokens in enumerate(PROMPTS):
             text = alone.tokenizer.decode(ids[:num_tokens]) + f" {at}"
             how = SETTINGS[at % len(SETTINGS)]
-            request = Request(id=at, task="generate", text=text, params=Params(**how))
+            request = Request(id=at, task="generate", text=text, params=SamplingParams(**how))
             asked.append((request, alone.generate(text, **how)))
         return asked
 
@@ -140,7 +141,7 @@ def look_at_pages(cache: Any, window: int, is_long: bool) -> int:
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kind", BUILDERS)
-def test_whoever_crosses_windows_answers_as_alone(
+def test_sequences_that_cross_windows_answer_as_alone(
     kind: str, way: str, asked_of: Callable[[str], Any], bench_of: Callable[..., Bench]
 ) -> None:
     """Beside others that join, leave, are read in slices and share their beginnings."""
@@ -169,7 +170,7 @@ def test_windows_let_more_sequences_run_at_the_same_budget(
     tokenizer = bench.loop.engine.checkpoint.tokenizer
     words = " ".join(checkpoints.sentences(60))
     text = tokenizer.decode(tokenizer(words)["input_ids"][:num_tokens])
-    how = Params(max_new_tokens=num_new, min_new_tokens=num_new, do_sample=False)
+    how = SamplingParams(max_new_tokens=num_new, min_new_tokens=num_new, do_sample=False)
     bench.submit(*(Request(id=at, task="generate", text=text, params=how) for at in range(20)))
     kv_cache = bench.loop.engine.in_flight.runner.kv_cache
     running = bench.loop.engine.in_flight.running_sequences
@@ -223,7 +224,7 @@ def test_a_decoder_beside_an_encoder_keeps_what_its_windows_need(way: str, tmp_p
         {"max_new_tokens": 90, "min_new_tokens": 90, "num_beams": 3, "do_sample": False},
     )
     asked = [
-        (Request(id=at, task="generate", text=text, params=Params(**how)),
+        (Request(id=at, task="generate", text=text, params=SamplingParams(**how)),
          alone.generate(text, **how))
         for at, (text, how) in enumerate(zip(checkpoints.sentences(4), settings * 2, strict=True))
     ]  # fmt: skip

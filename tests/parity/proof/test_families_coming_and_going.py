@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from engine.backends.loader import load
 from engine.backends.router import RouterBackend
-from engine.protocol.messages import Params, Request
+from engine.protocol.request import Request
+from engine.protocol.sampling_params import SamplingParams
 from tests import checkpoints
 from tests.parity.trials.alone import Alone
 from tests.parity.trials.coming_and_going import let_come_and_go, seen_by
@@ -68,7 +69,9 @@ class AnsweredAlone:
             how = {**SETTINGS[name], "max_new_tokens": num_tokens}
             if how.pop("full", False):
                 how["min_new_tokens"] = num_tokens
-            request = Request(id=0, task="generate", text=TEXTS[which], params=Params(**how))
+            request = Request(
+                id=0, task="generate", text=TEXTS[which], params=SamplingParams(**how)
+            )
             is_changed = self.kind in checkpoints.CHANGED_BY_REQUESTS
             alone = self.alone.afresh() if is_changed else self.alone
             self.known[asked] = (request, alone.generate(TEXTS[which], **how))

@@ -111,7 +111,7 @@ def assert_fused(executor: object) -> None:
 
 
 @pytest.mark.parametrize("kind", STATES_OF_THEIR_OWN)
-def test_states_that_a_model_keeps_in_a_way_of_its_own_are_joined(kind, folder_of):
+def test_states_in_a_models_own_form_are_joined(kind, folder_of):
     spec = spec_of(folder_of(kind), max_sequences=8)
     engine = load(spec)
     assert isinstance(engine, RouterBackend), engine.card.engine_reason
@@ -129,7 +129,7 @@ def test_states_that_a_model_keeps_in_a_way_of_its_own_are_joined(kind, folder_o
 
 
 @pytest.mark.parametrize("kind", ["minimax", "recurrent_gemma"])
-def test_beams_of_a_model_whose_states_stay_where_they_are_go_to_generate(
+def test_beams_run_by_generate_where_states_cannot_be_reordered(
     kind, folder_of, tmp_path, monkeypatch
 ):
     monkeypatch.setenv(verdicts.ENVIRONMENT_VARIABLE, str(tmp_path))

@@ -15,7 +15,7 @@ from tests.parity.trials.made_up import made_up
 from tests.running.engines import Bench
 
 
-def test_an_architecture_that_nobody_has_heard_of_runs_in_flight(folder_of, tmp_path):
+def test_an_unknown_architecture_runs_in_flight(folder_of, tmp_path):
     folder = made_up(tmp_path / "made_up", folder_of("gpt2"), "pass")
     with pytest.raises(Unloadable, match="trust_remote_code"):
         load(spec_of(folder))
@@ -37,7 +37,7 @@ def test_an_architecture_that_nobody_has_heard_of_runs_in_flight(folder_of, tmp_
 @pytest.mark.parametrize(
     "raised", ["assert use_cache", "1 / int(use_cache)", "next(iter([0] * use_cache))"]
 )
-def test_what_its_own_code_raises_where_it_is_tried_ends_no_load(raised, folder_of, tmp_path):
+def test_an_error_of_a_models_own_code_in_the_proof_ends_no_load(raised, folder_of, tmp_path):
     """`generate` always has a cache, and the fast way looks once without."""
     folder = made_up(tmp_path / "made_up", folder_of("gpt2"), raised)
     engine = load(spec_of(folder, trust_remote_code=True))
@@ -68,7 +68,7 @@ def test_a_model_that_answers_nothing_is_refused_when_it_is_loaded(folder_of, tm
         "position_ids = position_ids + (torch.arange(input_ids.shape[0])[:, None] > 2)",
     ],
 )
-def test_a_position_off_by_one_in_company_is_caught(flaw, folder_of, tmp_path):
+def test_a_position_off_by_one_in_a_batch_is_caught(flaw, folder_of, tmp_path):
     folder = made_up(tmp_path / "made_up", folder_of("gpt2"), flaw)
     engine = load(spec_of(folder, trust_remote_code=True))
     assert isinstance(engine, GenerateBackend)

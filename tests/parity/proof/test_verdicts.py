@@ -17,7 +17,8 @@ from engine.kv_cache.own_cache.joined import JoinedSequenceCache
 from engine.proof import answered_alone, batch_probe, verdicts
 from engine.proof.logit_distance import MAX_OFF, max_off
 from engine.proof.self_proof import prove
-from engine.protocol.messages import Params, Request
+from engine.protocol.request import Request
+from engine.protocol.sampling_params import SamplingParams
 from engine.runners.causal import CausalRunner
 from engine.runners.own_cache import OwnCacheRunner
 from tests import checkpoints
@@ -28,7 +29,7 @@ from tests.running.engines import Bench
 
 
 @pytest.mark.parametrize("why_alone", [None, "nobody knows"])
-def test_the_way_that_is_slower_serves_where_the_fast_one_fails(
+def test_the_slower_way_is_used_where_the_fast_one_fails(
     why_alone, folder_of, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(generate, "why_not_batched", lambda *_: why_alone)
@@ -51,14 +52,14 @@ def test_the_way_that_is_slower_serves_where_the_fast_one_fails(
     assert len(asked) == 18  # for both ways
 
 
-def test_what_runs_by_generate_leaves_the_fast_way_its_attention(folder_of, monkeypatch):
+def test_a_request_by_generate_leaves_the_fast_ways_attention_installed(folder_of, monkeypatch):
     """Where calls are not shared, the model is put back to what it was when it was loaded."""
     monkeypatch.setattr(generate, "why_not_batched", lambda *_: "nobody knows")
     spec = spec_of(folder_of("granite"), max_sequences=8)
     engine = load(spec)
     assert isinstance(engine.in_flight.runner, CausalRunner)
     bench = Bench(engine, spec)
-    drawn = Params(max_new_tokens=4, do_sample=True, seed=1, num_beams=2)
+    drawn = SamplingParams(max_new_tokens=4, do_sample=True, seed=1, num_beams=2)
     bench.answers([Request(id=100, task="generate", text="river", params=drawn)])
     assert bench.progress.num_by_generate == 1
     outputs = let_join(bench, requests())
@@ -144,7 +145,7 @@ def test_a_slow_model_is_proved_with_few_passes(folder_of, monkeypatch):
 
 
 @pytest.mark.parametrize("content", ["", '{"why_not": nul', "{}", "[]", '{"why_not": null}'])
-def test_a_verdict_that_is_not_whole_is_none(content, folder_of, tmp_path, monkeypatch):
+def test_a_truncated_verdict_is_ignored(content, folder_of, tmp_path, monkeypatch):
     monkeypatch.setenv(verdicts.ENVIRONMENT_VARIABLE, str(tmp_path))
     spec = spec_of(folder_of("phi"))
     load(spec)
@@ -169,7 +170,7 @@ def test_a_verdict_that_cannot_be_kept_is_said_in_one_line(
     "change",
     ["weights", "config", "generation_config", "dtype", "kernels", "transformers"],
 )
-def test_a_verdict_holds_for_nothing_else(change, folder_of, tmp_path):
+def test_a_verdict_holds_for_its_own_key_only(change, folder_of, tmp_path):
     folder = tmp_path / "phi"
     shutil.copytree(folder_of("phi"), folder)
     spec = spec_of(folder)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from engine.errors import UnknownLanguage, UnsupportedParameter
-from engine.protocol.messages import ChatTurn, Request
+from engine.protocol.request import ChatTurn, Request
 from engine.text.prompts import Prompts
 from tests.parity.trials.written_prompts import (
     chat_of,
@@ -63,7 +63,7 @@ def test_a_templates_own_words_of_refusal_reach_the_user(folder_of):
         "{{ raise_exception('') }}",
     ],
 )
-def test_words_that_may_be_the_users_are_not_repeated(folder_of, raised):
+def test_an_error_does_not_repeat_words_that_may_be_the_users(folder_of, raised):
     prompts = prompts_of(folder_of("qwen2"))
     prompts.tokenizer.chat_template = raised
     with pytest.raises(UnsupportedParameter) as refused:
@@ -132,7 +132,7 @@ def test_a_template_that_wants_content_as_a_list_gets_it_so(folder_of):
         ("m ~ ' is not a language of this model'", None),
     ],
 )  # fmt: skip
-def test_of_words_that_are_put_together_the_templates_are_repeated(folder_of, raised, words):
+def test_an_error_text_built_by_a_template_shows_only_the_templates_parts(folder_of, raised, words):
     prompts = prompts_of(folder_of("qwen2"))
     prompts.tokenizer.chat_template = (
         "{% set m = messages[0]['content'] %}{{ raise_exception(" + raised + ") }}"
@@ -258,7 +258,7 @@ def test_switches_reach_the_template_of_every_task_that_has_one(folder_of, task)
 
 
 @pytest.mark.parametrize(("kind", "task"), [("t5", "summarize"), ("qwen2", "generate")])
-def test_switches_of_no_template_are_refused(folder_of, kind, task):
+def test_switches_are_refused_where_there_is_no_template(folder_of, kind, task):
     request = Request(id=0, task=task, text="mill", chat_template_kwargs={"think": False})
     with pytest.raises(UnsupportedParameter, match="chat_template_kwargs: no chat template"):
         prompts_of(folder_of(kind)).write(request)

@@ -9,7 +9,9 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from engine.errors import SchemaTooComplex, UnsupportedParameter
-from engine.protocol.messages import ChatTurn, Output, Params, Request
+from engine.protocol.output import Output
+from engine.protocol.request import ChatTurn, Request
+from engine.protocol.sampling_params import SamplingParams
 from engine.text import grammars
 from tests.checkpoints import sentences
 
@@ -31,11 +33,13 @@ LIST: dict[str, Any] = {
     "maxItems": 3,
 }
 WAYS = {
-    "greedy": Params(max_new_tokens=90, do_sample=False),
-    "sampled": Params(max_new_tokens=90, temperature=1.0, top_k=3, seed=5),
-    "several": Params(max_new_tokens=90, temperature=1.0, seed=6, num_return_sequences=3),
-    "beams": Params(max_new_tokens=90, do_sample=False, num_beams=3, num_return_sequences=2),
-    "penalized": Params(max_new_tokens=90, do_sample=False, repetition_penalty=1.3),
+    "greedy": SamplingParams(max_new_tokens=90, do_sample=False),
+    "sampled": SamplingParams(max_new_tokens=90, temperature=1.0, top_k=3, seed=5),
+    "several": SamplingParams(max_new_tokens=90, temperature=1.0, seed=6, num_return_sequences=3),
+    "beams": SamplingParams(
+        max_new_tokens=90, do_sample=False, num_beams=3, num_return_sequences=2
+    ),
+    "penalized": SamplingParams(max_new_tokens=90, do_sample=False, repetition_penalty=1.3),
 }
 KINDS = ["gpt2", "llama", "qwen2"]  # bytes, sentencepiece with bytes to fall back to, chat
 
@@ -58,7 +62,7 @@ def texts(output: Output) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_answers_match_and_company_changes_none(kind: str, bench_of) -> None:
+def test_answers_match_their_schema_and_a_batch_changes_none(kind: str, bench_of) -> None:
     bench = bench_of(kind)
     constrained = [*requests(kind, PERSON, 1), *requests(kind, LIST, 2)]
     plain = requests(kind, None, 3)
@@ -120,7 +124,7 @@ def test_a_masked_answer_is_that_of_generate_with_only_these_tokens_allowed(
     assert list(output.choices[0].token_ids) == new_ids
 
 
-def test_a_vocabulary_that_has_no_braces_goes_without(bench_of) -> None:
+def test_a_vocabulary_without_braces_gets_no_mask(bench_of) -> None:
     bench = bench_of("t5")
     request = Request(id=1, task="generate", text="mill", json_schema=PERSON)
     output = bench.answers([request])[1]
@@ -131,7 +135,7 @@ def test_a_vocabulary_that_has_no_braces_goes_without(bench_of) -> None:
 def test_an_answer_is_json_even_where_a_mask_cannot_express_the_schema(bench_of) -> None:
     bench = bench_of("gpt2")
     schema = {"type": "string", "pattern": "^(?=.*a).{3,5}$"}  # it looks ahead
-    params = Params(max_new_tokens=200, do_sample=False)
+    params = SamplingParams(max_new_tokens=200, do_sample=False)
     request = Request(id=1, task="generate", text="mill", params=params, json_schema=schema)
     output = bench.answers([request])[1]
     assert output.settings["is_constrained"] is True
@@ -171,7 +175,7 @@ def bombs() -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize("bomb", bombs())
 def test_a_schema_that_is_a_bomb_ends_in_an_answer_or_a_typed_error(bomb: str, bench_of) -> None:
     bench = bench_of("gpt2")
-    params = Params(max_new_tokens=20, do_sample=False)
+    params = SamplingParams(max_new_tokens=20, do_sample=False)
     request = Request(id=1, task="generate", text="mill", params=params, json_schema=bombs()[bomb])
     output = bench.answers([request])[1]
     assert output.failure is None or output.failure.code == "schema_too_complex"
@@ -201,7 +205,7 @@ def test_a_model_thinks_before_it_is_held_to_its_answer(bench_of) -> None:
         task="chat",
         messages=(ChatTurn("user", "mill"),),
         json_schema=LIST,
-        params=Params(do_sample=False, max_new_tokens=90),
+        params=SamplingParams(do_sample=False, max_new_tokens=90),
     )
     plain = bench.answers([Request(**{**fields(request), "json_schema": None, "id": 2})])[2]
     third = plain.choices[0].token_ids[2]
@@ -215,7 +219,7 @@ def test_a_model_thinks_before_it_is_held_to_its_answer(bench_of) -> None:
     Draft202012Validator(LIST).validate(json.loads(choice.text))
 
 
-def test_an_engine_without_the_library_goes_without(
+def test_an_engine_without_the_grammar_library_uses_no_mask(
     bench_of, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(grammars, "llguidance", None)

@@ -17,7 +17,9 @@ import transformers
 
 from engine.backends.loader import load
 from engine.protocol.engine_spec import EngineSpec
-from engine.protocol.messages import Output, Params, Request
+from engine.protocol.output import Output
+from engine.protocol.request import Request
+from engine.protocol.sampling_params import SamplingParams
 from tests.running.engines import Bench
 from worker.engines.engine_client import EngineClient
 
@@ -60,7 +62,7 @@ def engine_process(spec: EngineSpec) -> Iterator[EngineClient]:
 
 
 def request(id_: int, text: str, is_interactive: bool = False) -> Request:
-    params = Params(max_new_tokens=3, do_sample=False)
+    params = SamplingParams(max_new_tokens=3, do_sample=False)
     return Request(id=id_, task="generate", text=text, params=params, is_interactive=is_interactive)
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from engine.backends.loader import load
 from engine.errors import PromptTooLong, RequestError
 from engine.protocol.engine_spec import EngineSpec
-from engine.protocol.messages import ChatTurn, Request
+from engine.protocol.request import ChatTurn, Request
 from engine.text.token_lengths import PrefixBound
 from tests.parity.trials.written_prompts import prompts_of
 

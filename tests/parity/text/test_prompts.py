@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine.errors import UnknownLanguage, UnsupportedParameter
-from engine.protocol.messages import ChatTurn, Request
+from engine.protocol.request import ChatTurn, Request
 from tests import checkpoints
 from tests.parity.trials.written_prompts import (
     TEXT,

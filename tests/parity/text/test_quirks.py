@@ -11,14 +11,16 @@ import pytest
 
 from engine.backends.generate import GenerateBackend
 from engine.protocol.engine_spec import EngineSpec
-from engine.protocol.messages import ChatTurn, Choice, Params, Request
+from engine.protocol.output import Choice
+from engine.protocol.request import ChatTurn, Request
+from engine.protocol.sampling_params import SamplingParams
 from engine.sampling.resolve_params import DEFAULT_MAX_NEW_TOKENS
 from tests import checkpoints
 from tests.parity.trials.alone import Alone
 from tests.running.engines import Bench
 
 TEXT = "the keeper of the mill counted three boats at night"
-SHORT = Params(max_new_tokens=12, do_sample=False)
+SHORT = SamplingParams(max_new_tokens=12, do_sample=False)
 ENGLISH_TO_FRENCH = {"source_language": "en", "target_language": "fr"}
 
 
@@ -61,12 +63,12 @@ def told(alone: Alone, prompt: str, **settings) -> tuple[int, ...]:
     return tuple(row)
 
 
-def test_the_articles_example(bench_of, alone_of):
+def test_a_job_answers_as_the_articles_example(bench_of, alone_of):
     prompt = "今天天气很好"
     choice = answer(
         bench_of("gpt2"),
         text=prompt,
-        params=Params(max_length=50, num_return_sequences=1),
+        params=SamplingParams(max_length=50, num_return_sequences=1),
     )
     alone = alone_of("gpt2")
     (expected,) = alone.generate(prompt, max_length=50, num_return_sequences=1)
@@ -93,7 +95,7 @@ def test_a_summarizers_beams_and_lengths_are_its_own(bench_of, alone_of):
 
 def test_a_forced_end_at_the_limit_is_not_called_a_stop(bench_of):
     outputs = bench_of("bart").answers(
-        Request(id=at, task="summarize", text=text, params=Params(max_new_tokens=9))
+        Request(id=at, task="summarize", text=text, params=SamplingParams(max_new_tokens=9))
         for at, text in enumerate(checkpoints.sentences(6, seed=8))
     )
     reasons = {each.choices[0].finish_reason for each in outputs.values()}
@@ -104,7 +106,7 @@ def test_a_forced_end_at_the_limit_is_not_called_a_stop(bench_of):
 
 
 def test_a_chat_models_own_sampling_is_its_own(bench_of, alone_of):
-    choice = answer(bench_of("qwen2"), params=Params(max_new_tokens=12, seed=3))
+    choice = answer(bench_of("qwen2"), params=SamplingParams(max_new_tokens=12, seed=3))
     assert choice.token_ids == told(alone_of("qwen2"), TEXT, do_sample=True, seed=3)
 
 
@@ -139,7 +141,9 @@ def test_the_librarys_default_length_of_twenty_is_not_used(bench_of):
         ),
     ],
 )
-def test_the_prompt_is_what_the_family_wants(bench_of, alone_of, kind, task, prompt, fields):
+def test_each_family_gets_the_prompt_format_of_its_training(
+    bench_of, alone_of, kind, task, prompt, fields
+):
     choice = answer(bench_of(kind), task, **fields)
     assert choice.token_ids == told(alone_of(kind), prompt.format(text=TEXT))
 
@@ -181,7 +185,7 @@ def test_a_template_of_the_settings_comes_first(bench_of, alone_of):
         ("mbart", {"en": "en_XX", "de": "de_DE", "fr": "fr_XX"}),
     ],
 )
-def test_both_languages_of_a_translation_are_told_to_the_model(bench_of, alone_of, kind, codes):
+def test_both_languages_of_a_translation_are_in_the_prompt(bench_of, alone_of, kind, codes):
     bench, alone = bench_of(kind), alone_of(kind)
     pairs = [("en", "fr"), ("en", "de"), ("de", "fr"), ("fr", "en")]
     requests = [
@@ -242,7 +246,7 @@ def test_a_chat_needs_a_chat_template(bench_of, kind):
     assert failure(bench_of(kind), "chat", **chat).code == "no_chat_template"
 
 
-def test_an_empty_chat_and_a_template_that_refuses(bench_of, monkeypatch):
+def test_an_empty_chat_is_refused_with_the_templates_error(bench_of, monkeypatch):
     bench = bench_of("qwen2")
     assert failure(bench, "chat", None, messages=(ChatTurn("user", " "),)).code == "empty_prompt"
     tokenizer = bench.loop.engine.text.prompts.tokenizer
@@ -253,21 +257,24 @@ def test_an_empty_chat_and_a_template_that_refuses(bench_of, monkeypatch):
     assert "secret" not in refused.message
 
 
-def test_each_context_limit_is_attended_to(bench_of):
+def test_each_context_limit_is_respected(bench_of):
     long = "water " * 400
     for kind, task, limit in (("gpt2", "generate", 255), ("bart", "summarize", 256)):
         refused = failure(bench_of(kind), task, long)
         assert refused.code == "prompt_too_long"
         assert f"takes {limit}" in refused.message
-    refused = failure(bench_of("gpt2"), params=Params(max_new_tokens=300))
+    refused = failure(bench_of("gpt2"), params=SamplingParams(max_new_tokens=300))
     assert refused.code == "output_too_long"
-    assert failure(bench_of("bart"), params=Params(max_new_tokens=256)).code == "output_too_long"
+    assert (
+        failure(bench_of("bart"), params=SamplingParams(max_new_tokens=256)).code
+        == "output_too_long"
+    )
     assert failure(bench_of("t5"), text=long).message.count("takes 128") == 1
     # Its positions are relative: the settings may ask more of it than it was trained on.
     answer(bench_of("t5", max_input_tokens=1000), text=long)
 
 
-def test_what_a_checkpoint_says_of_a_task_is_done(folder_of, alone_of, tmp_path):
+def test_task_specific_params_of_a_checkpoint_are_used(folder_of, alone_of, tmp_path):
     folder = tmp_path / "t5"
     shutil.copytree(folder_of("t5"), folder)
     config = json.loads((folder / "config.json").read_text())
@@ -279,7 +286,7 @@ def test_what_a_checkpoint_says_of_a_task_is_done(folder_of, alone_of, tmp_path)
     spec = EngineSpec(alias="t5", checkpoint=str(folder), device="cpu")
     bench, alone = Bench(GenerateBackend.load(spec), spec), alone_of("t5")
     own = {"num_beams": 3, "min_length": 6, "max_length": 15, "max_new_tokens": None}
-    assert answer(bench, "summarize", params=Params()).token_ids == told(
+    assert answer(bench, "summarize", params=SamplingParams()).token_ids == told(
         alone, f"sum up: {TEXT}", **own
     )
     (output,) = bench.answers(
@@ -302,7 +309,7 @@ def test_a_stop_text_ends_an_answer_where_generate_ends_it(bench_of, alone_of, k
         if stop is None:  # its second half is all broken characters
             continue
         requests.append(
-            Request(id=at, task="generate", text=text, params=Params(**how, stop=(stop,)))
+            Request(id=at, task="generate", text=text, params=SamplingParams(**how, stop=(stop,)))
         )
         (row,) = alone.generate(text, **how, stop_strings=[stop], tokenizer=alone.tokenizer)
         expected.append((stop, row))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from engine.protocol.messages import Params, Request
+from engine.protocol.request import Request
+from engine.protocol.sampling_params import SamplingParams
 from tests import checkpoints
 from tests.parity.trials.alone import Alone
 
@@ -39,7 +40,7 @@ def test_a_stop_ends_where_generate_ends(bench_of, folder_of, kind, num_beams):
             except ValueError:  # no token has any of it
                 (row,) = alone.generate(text, **how)
             expected[id_] = (stop, row)
-            params = Params(**how, stop=(stop,))
+            params = SamplingParams(**how, stop=(stop,))
             requests.append(Request(id=id_, task="generate", text=text, params=params))
     outputs = bench.answers(requests)
     pad = bench.loop.engine.checkpoint.pad_token_id

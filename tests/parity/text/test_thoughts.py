@@ -11,7 +11,9 @@ from tokenizers import AddedToken
 
 from engine.core.completion import Completion, GeneratedTokens
 from engine.protocol.engine_spec import EngineSpec
-from engine.protocol.messages import ChatTurn, Choice, Params, Request
+from engine.protocol.output import Choice
+from engine.protocol.request import ChatTurn, Request
+from engine.protocol.sampling_params import SamplingParams
 from engine.text.processor import TextProcessor
 
 
@@ -41,7 +43,7 @@ def processor_of(folder: Any, template: str, *special: str) -> TextProcessor:
 
 def choice_of(processor: TextProcessor, answer: str, *stops: str, **kind: Any) -> Choice:
     """The choice of an answer that ended where the last of its tokens did."""
-    params = Params(max_new_tokens=200, do_sample=False, stop=stops)
+    params = SamplingParams(max_new_tokens=200, do_sample=False, stop=stops)
     kind = kind or {"task": "chat", "messages": (ChatTurn("user", "2+2?"),)}
     sequence = processor.encode(Request(id=1, params=params, **kind))
     ids = processor.checkpoint.tokenizer(answer, add_special_tokens=False)["input_ids"]
@@ -89,7 +91,9 @@ THINKING = PLAIN + "<think>\n"
         ("hm</think>", "</think>", ("hm", "")),
     ],
 )
-def test_a_stop_ends_what_it_is_found_in(folder, answer, stop, expected) -> None:
+def test_a_stop_string_ends_the_thought_or_answer_that_contains_it(
+    folder, answer, stop, expected
+) -> None:
     assert said(choice_of(processor_of(folder, THINKING), answer, stop)) == expected
 
 

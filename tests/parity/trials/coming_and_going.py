@@ -6,16 +6,19 @@ from dataclasses import replace
 
 from hypothesis import strategies as st
 
-from engine.protocol.messages import Params, Request
+from engine.protocol.request import Request
+from engine.protocol.sampling_params import SamplingParams
 from tests import checkpoints
 
-GREEDY = Params(max_new_tokens=12, do_sample=False)
+GREEDY = SamplingParams(max_new_tokens=12, do_sample=False)
 
 # One of each way to know a position and to keep keys, and one whose requests are beams.
 KINDS = ("t5", "bart", "marian", "m2m100", "gpt2", "llama", "qwen3", "opt", "gpt_neox")
 
 
-def request(id_: int, text: str, task: str = "generate", params: Params = GREEDY) -> Request:
+def request(
+    id_: int, text: str, task: str = "generate", params: SamplingParams = GREEDY
+) -> Request:
     return Request(id=id_, task=task, text=text, params=params)
 
 

@@ -10,7 +10,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from engine.protocol.messages import Params, Request
+from engine.protocol.request import Request
+from engine.protocol.sampling_params import SamplingParams
 from engine.runners.captured_step import CapturedExecutor
 from engine.runners.step_executor import FusedExecutor
 from tests import checkpoints
@@ -87,7 +88,11 @@ def requests_of(kind: str) -> list[tuple[str, Request, dict[str, Any]]]:
     if TASK[kind] == "translate":
         languages = {"source_language": "en", "target_language": "fr"}
     return [
-        (name, Request(id=at, task=TASK[kind], text=text, params=Params(**how), **languages), how)
+        (
+            name,
+            Request(id=at, task=TASK[kind], text=text, params=SamplingParams(**how), **languages),
+            how,
+        )
         for at, (name, text, how) in enumerate(asked)
     ]
 

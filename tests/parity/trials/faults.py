@@ -9,7 +9,7 @@ import torch
 from engine.backends.router import RouterBackend
 from engine.kv_cache.own_cache.joined import JoinedKVCache, JoinedRows, JoinedSequenceCache
 from engine.kv_cache.own_cache.joined_layers import SpareLayer
-from engine.proof import company
+from engine.proof import answered_in_flight
 from tests import checkpoints
 
 
@@ -102,4 +102,4 @@ def break_it(fault: str, engine: RouterBackend, monkeypatch) -> None:
             sequence.settings = settings
             return whole_choice.__func__(backend, sequence)
 
-        monkeypatch.setattr(company.RecordingBackend, "_choice_of", choice_of)
+        monkeypatch.setattr(answered_in_flight.RecordingBackend, "_choice_of", choice_of)

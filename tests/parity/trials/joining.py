@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from engine.protocol.engine_spec import EngineSpec
-from engine.protocol.messages import Params, Request
+from engine.protocol.request import Request
+from engine.protocol.sampling_params import SamplingParams
 from tests import checkpoints
 from tests.running.engines import Bench
 
@@ -28,7 +29,9 @@ def requests() -> list[Request]:
 
 def requests_for(texts: list[str]) -> list[Request]:
     return [
-        Request(id=at, task="generate", text=text, params=Params(**SETTINGS[at % len(SETTINGS)]))
+        Request(
+            id=at, task="generate", text=text, params=SamplingParams(**SETTINGS[at % len(SETTINGS)])
+        )
         for at, text in enumerate(texts)
     ]
 

@@ -6,7 +6,7 @@ import transformers
 
 from engine.errors import RequestError
 from engine.protocol.engine_spec import EngineSpec
-from engine.protocol.messages import ChatTurn, Request
+from engine.protocol.request import ChatTurn, Request
 from engine.text.prompts import Prompts
 
 TEXT = "the keeper of the mill counted three boats at night"

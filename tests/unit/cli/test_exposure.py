@@ -41,7 +41,9 @@ from cli.stack.exposure import database_exposure, database_tls_weakness, is_loca
         ("rediss://:secret@127.0.0.1/0?ssl_cert_reqs=none", {}, False),
     ],
 )
-def test_a_redis(url: str, settings: dict[str, str], is_open: bool) -> None:
+def test_the_exposure_of_a_redis_is_reported(
+    url: str, settings: dict[str, str], is_open: bool
+) -> None:
     assert (redis_exposure(url, settings) is not None) is is_open
 
 
@@ -172,7 +174,7 @@ def test_what_a_file_of_services_says_of_a_way_counts_before_the_environment(
     ("of_file", "of_folder", "is_open"),
     [(0o644, 0o755, True), (0o640, 0o755, False), (0o644, 0o750, False), (0o602, 0o711, True)],
 )
-def test_a_database_in_a_file_that_everybody_may_read(
+def test_a_database_file_that_everybody_may_read_is_reported(
     of_file: int, of_folder: int, is_open: bool
 ) -> None:
     # Not in the folder of the tests, which lets nobody else in.

@@ -1,9 +1,11 @@
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from sqlalchemy.exc import OperationalError
+from typer.main import get_command
 
 from cli.commands.start.worker import celery_command
 from cli.failure import sentence_of
@@ -40,6 +42,15 @@ def test_no_command_loads_a_model_library_or_a_worker() -> None:
 def test_every_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--help"]) == 0
     assert "Example:" in capsys.readouterr().out
+
+
+def test_no_help_has_a_name_in_brackets_which_markup_would_hide() -> None:
+    commands = [get_command(app)]
+    for command in commands:
+        commands += getattr(command, "commands", {}).values()
+        texts = [command.help, *(getattr(each, "help", None) for each in command.params)]
+        assert not [text for text in texts if re.search(r"\[[a-z]+\]", text or "")], command.name
+    assert len(commands) > len(app.registered_commands)
 
 
 @pytest.mark.parametrize(
@@ -85,14 +96,14 @@ def test_without_settings_a_command_says_what_to_set(
     assert "TIDEMILL_CONFIG" in capsys.readouterr().err
 
 
-def test_an_error_that_nobody_foresaw_is_still_a_sentence() -> None:
+def test_an_unforeseen_error_is_still_a_sentence() -> None:
     assert "ZeroDivisionError" in sentence_of(ZeroDivisionError("secret"))
     assert "secret" not in sentence_of(ZeroDivisionError("secret"))
     failed = OperationalError("SELECT secret", {}, Exception("disk is full\nand more"))
     assert sentence_of(failed) == "the database failed: disk is full"
 
 
-def test_a_shown_address_has_no_password() -> None:
+def test_an_address_in_an_error_has_no_password() -> None:
     assert masked("redis://:secret@host:1/0") == "redis://:***@host:1/0"
     assert masked("redis://me:secret@host:1/0") == "redis://me:***@host:1/0"
     assert masked("redis://host:1/0") == "redis://host:1/0"

@@ -13,7 +13,7 @@ def test_the_choices_are_those_of_the_packages_that_know_them() -> None:
     assert get_args(options.StateName) == (*JobState, "all")
 
 
-def test_params_that_read_as_json_are_that() -> None:
+def test_params_that_parse_as_json_become_json_values() -> None:
     given = ["a=60", "b=0.7", "c=true", 'd=["x", "y"]', "e=plain text", "f=", "g=x=y", 'h="1"']
 
     assert options.params(given) == {
@@ -45,6 +45,6 @@ def test_an_instant_has_a_time_zone() -> None:
         options.instant("--since", "yesterday")
 
 
-def test_what_is_no_job_id_is_wrong_usage() -> None:
+def test_an_invalid_job_id_is_wrong_usage() -> None:
     with pytest.raises(typer.BadParameter, match="custom id"):
         options.job_ids(["doc-7"])

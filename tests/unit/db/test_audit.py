@@ -139,7 +139,7 @@ UNREADABLE = {
 
 
 @pytest.mark.parametrize("column", UNREADABLE)
-def test_an_entry_that_nobody_can_read_hides_no_other(tmp_path: Path, column: str) -> None:
+def test_an_unreadable_entry_hides_no_other(tmp_path: Path, column: str) -> None:
     """SQLite takes anything into any column; PostgreSQL refuses what these are not."""
     database = Database(f"sqlite:///{tmp_path}/a.db")
     Base.metadata.create_all(database.engine)

@@ -57,11 +57,11 @@ def test_a_field_of_any_kind_is_in_one_object_of_one_line(value: object, shown: 
 
 
 @pytest.mark.parametrize("formatter", [JsonFormatter(), EventFormatter()])
-def test_what_cannot_be_shown_costs_its_own_words_only(formatter: logging.Formatter) -> None:
+def test_a_field_that_cannot_be_shown_is_replaced_alone(formatter: logging.Formatter) -> None:
     assert "job=7" in formatter.format(record("x", job=7)).replace('"job": 7', "job=7")
     assert "(Unspeakable)" in formatter.format(record("x", it=Unspeakable()))
 
 
-def test_a_message_that_does_not_fit_its_arguments_is_a_line() -> None:
+def test_a_record_whose_arguments_do_not_fit_is_still_a_line() -> None:
     line = json.loads(JsonFormatter().format(record("%s %s", 1, job_id="j")))
     assert (line["event"], line["job_id"]) == ("a line that cannot be shown", "j")

@@ -9,7 +9,8 @@ import pytest
 
 from engine.backends.fake import CRASH_STATUS
 from engine.protocol.engine_spec import EngineSpec
-from engine.protocol.messages import Params, Request
+from engine.protocol.request import Request
+from engine.protocol.sampling_params import SamplingParams
 from tests.running.engines import Child, child
 
 ENDLESS = 1_000_000_000  # tokens
@@ -20,7 +21,9 @@ def spec(**settings) -> EngineSpec:
 
 
 def request(id_: int, num_tokens: int = 3, text: str = "the tide turns the mill") -> Request:
-    return Request(id=id_, task="generate", text=text, params=Params(max_new_tokens=num_tokens))
+    return Request(
+        id=id_, task="generate", text=text, params=SamplingParams(max_new_tokens=num_tokens)
+    )
 
 
 def test_thousands_of_requests_are_answered_once_each_and_counted():
@@ -90,7 +93,7 @@ def test_stop_ends_it_after_the_present_step():
         assert it.stop() == 0
 
 
-def test_signals_are_the_parents_affair():
+def test_an_engine_ignores_signals_of_the_terminal():
     with child(spec()) as it:
         for number in (signal.SIGINT, signal.SIGTERM):
             os.kill(it.process.pid, number)

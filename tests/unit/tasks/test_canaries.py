@@ -8,7 +8,7 @@ from tasks.errors import SettingsError
 GATE = {"name": "gate", "task": "generate", "text": "The gate", "expected": "is open"}
 
 
-def test_a_canary_is_a_job_with_an_answer() -> None:
+def test_a_canary_is_parsed_into_a_job_and_its_expected_answer() -> None:
     (canary,) = canaries_of([GATE])
     assert (canary.name, canary.expected) == ("gate", "is open")
     assert canary.contract.work()["text"] == "The gate"

@@ -19,9 +19,7 @@ def model(max_sequences: int, replicas: int) -> Model:
 
 @pytest.mark.parametrize("max_sequences", [1, 8, 32, 128, 1024])
 @pytest.mark.parametrize("replicas", [1, 3])
-def test_all_bulk_messages_of_a_worker_leave_room_for_those_that_somebody_waits_for(
-    max_sequences: int, replicas: int
-) -> None:
+def test_bulk_messages_leave_room_for_interactive_ones(max_sequences: int, replicas: int) -> None:
     num_places = max_sequences * replicas
     # What the dispatcher sends out for one worker: twice what it wants at hand.
     num_bulk = 2 * (2 * num_places) // JOBS_PER_MESSAGE

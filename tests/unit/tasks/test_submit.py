@@ -49,7 +49,7 @@ def published() -> dict[str, int]:
     return {name: queue.qsize() for name, queue in memory.Channel.queues.items() if queue.qsize()}
 
 
-def test_a_submitted_job_is_kept_and_rung_for(database: Database) -> None:
+def test_a_submitted_job_is_kept_and_published(database: Database) -> None:
     submitted = generate.submit(
         text="a b c",
         custom_id="d1",
@@ -253,7 +253,7 @@ def test_a_batch_that_is_not_complete_stays_open(database: Database) -> None:
     assert (first.num_new, again.num_new, last.num_new) == (3, 2, 0)
 
 
-def test_the_ids_of_a_million_jobs_take_little_memory() -> None:
+def test_a_million_ids_take_little_memory() -> None:
     """Of its own a process takes some 100 MB; a set of these ids would take as much again."""
     code = """
 import resource

@@ -92,7 +92,7 @@ def test_a_flush_is_due_when_enough_wait_or_one_has_waited_enough(
 
 
 @given(st.integers(0, 100), st.floats(0, 100), st.floats(0, 100))
-def test_nothing_is_never_flushed_and_a_full_buffer_always(
+def test_an_empty_buffer_is_never_due_and_a_full_one_always(
     num: int, oldest_at: float, waited: float
 ) -> None:
     due = flush_due(num, oldest_at, oldest_at + waited, SETTINGS)
@@ -100,7 +100,7 @@ def test_nothing_is_never_flushed_and_a_full_buffer_always(
     assert due or num < 3
 
 
-def test_outcomes_are_written_and_then_told(database: Database) -> None:
+def test_outcomes_are_written_before_the_callback(database: Database) -> None:
     fences = claimed(database, 3)
     with committing(database) as (committer, written):
         committer.put(Outcome.succeeded(fences[0], answer("all well")))
@@ -249,7 +249,7 @@ def test_an_interactive_outcome_is_written_at_once_with_all_others(
     assert written.flushes == [2, 1]  # at its end
 
 
-def test_the_last_that_run_have_no_company_to_wait_for(database: Database) -> None:
+def test_the_last_running_jobs_are_written_at_once(database: Database) -> None:
     one, two = claimed(database, 2)
     written = Written()
     committer = Committer(

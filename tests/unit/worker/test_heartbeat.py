@@ -10,7 +10,7 @@ from db.clock import seconds_from_now
 from db.models import Job
 from db.outcome import Fence, Outcome
 from db.queries import worker_registry
-from db.queries.jobs import cancel_retry, claims, completion, dispatch
+from db.queries.jobs import cancel_retry, completion, dispatch, leases
 from db.session import Database
 from db.states import JobState
 from engine.protocol.engine_spec import EngineSpec
@@ -203,7 +203,7 @@ def test_a_beat_reads_rights_each_time_and_writes_only_when_a_renewal_is_due(
     assert verbs == [renewal, look, look, renewal, look]
 
 
-def test_a_worker_that_seldom_looks_for_cancelled_jobs_is_known_to_live(
+def test_a_worker_with_rare_cancellation_checks_still_counts_as_alive(
     database: Database, running: Running
 ) -> None:
     """Nothing is published for a worker that is not; and it renews its leases from the start."""
@@ -230,7 +230,7 @@ def test_leases_are_renewed_though_rights_cannot_be_read(
     before = job(database, fence.job_id).lease_until
     set_columns(database, [fence.job_id], lease_until=seconds_from_now(1))
     with monkeypatch.context() as patch:
-        patch.setattr(claims, "running_attempts", refuse)
+        patch.setattr(leases, "running_attempts", refuse)
         with pytest.raises(OSError):
             it.beat(1000.0)
     after = job(database, fence.job_id).lease_until

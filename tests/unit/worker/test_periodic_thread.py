@@ -21,7 +21,7 @@ class Waits:
 
 
 @pytest.mark.parametrize("seconds", [0.2, 15.0])
-def test_a_tick_that_failed_is_tried_again_soon_however_seldom_it_is_done(seconds: float) -> None:
+def test_a_failed_tick_is_retried_soon_even_if_ticks_are_rare(seconds: float) -> None:
     outcomes: Iterator[Exception | float | None] = iter([None, ValueError(), ValueError(), 0.05])
 
     def tick() -> float | None:

@@ -1,1 +1,1 @@
-"""Translation of documents: form kept, sentences found, terms and placeholders held."""
+"""Translation of documents: preserves the layout, finds sentences, keeps terms and placeholders."""

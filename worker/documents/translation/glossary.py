@@ -1,8 +1,8 @@
-"""Terms of a glossary: where they stand in a sentence, and whether a translation keeps them.
+"""Glossary: finds terms in a sentence, and checks whether a translation keeps them.
 
-The longest term goes first. It begins and ends where a word does; in scripts that put no
-spaces between words, anywhere. A term in small letters is meant in any case; one with capital
-letters as it is written, or all in capitals.
+The longest term matches first. It begins and ends at word boundaries, or anywhere in scripts
+without spaces between words. A term in lower case matches in any case; one with capitals matches as
+written, or all in capitals.
 """
 
 import re
@@ -27,7 +27,7 @@ ZERO_WIDTH_JOINER = "\u200d"
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """A term as it stands in a sentence, and how it stands in the translation."""
+    """A term in a sentence, and its translation."""
 
     start: int
     end: int
@@ -54,7 +54,7 @@ class Glossary:
         self._lengths = {first: sorted(each, reverse=True) for first, each in lengths.items()}
 
     def find(self, text: str, spans: Sequence[Span] = ()) -> tuple[Term, ...]:
-        """The terms of a text, in order; none overlaps another, nor any of these spans."""
+        """The terms of a text, in order; none overlaps another or any of these spans."""
         return tuple(self._find(text, spans)) if self._entries else ()
 
     def _find(self, text: str, spans: Sequence[Span]) -> Iterator[Term]:
@@ -99,11 +99,11 @@ class Glossary:
 
 
 def missed_terms(terms: Iterable[Term], translation: str) -> Counter[str]:
-    """The number of missing occurrences of each term's translation."""
+    """How many occurrences of each term's translation are missing."""
     num_required = Counter((term.translation, term.in_any_case) for term in terms)
     missing: Counter[str] = Counter()
     unread = translation
-    # The longest first: what stands within another does not count twice.
+    # Longest first, so that a term within another does not count twice.
     for (text, in_any_case), num in sorted(num_required.items(), key=lambda each: -len(each[0][0])):
         places = list(_places(unread, text, in_any_case))[:num]
         for at in places:
@@ -128,7 +128,7 @@ def _places(text: str, part: str, in_any_case: bool) -> Iterator[int]:
 
 
 def folded(text: str) -> str:
-    """The text in small letters with plain spaces, of equal length."""
+    """The text in lower case with plain spaces, of equal length."""
     small = text.lower()
     if len(small) != len(text):  # a few capital letters have two small ones
         small = "".join(lower if len(lower := each.lower()) == 1 else each for each in text)
@@ -136,12 +136,12 @@ def folded(text: str) -> str:
 
 
 def begins_word(text: str, at: int) -> bool:
-    """Whether a word may begin at this place."""
+    """Whether a word may begin here."""
     return _is_between_words(text, at)
 
 
 def ends_word(text: str, at: int) -> bool:
-    """Whether a word may end at this place."""
+    """Whether a word may end here."""
     if _is_between_words(text, at):
         return True
     return bool(HANGUL.match(text[at - 1]) and HANGUL.match(text[at]))
@@ -172,7 +172,7 @@ def _is_meant(term: str, written: str) -> bool:
 
 
 def _in_the_case_of(written: str, term: str, translation: str) -> str:
-    """A translation in capitals where the term is, or with one where the term begins so."""
+    """The translation in capitals if the term is, or capitalised if the term begins so."""
     if written.isupper() and sum(map(str.isalpha, written)) > 1 and not term.isupper():
         return translation.upper()
     if written[:1].isupper() and not term[:1].isupper():

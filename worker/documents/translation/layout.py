@@ -1,8 +1,8 @@
-"""Layout: which stretches of a document are running text, and which are only its form.
+"""Layout: separates the running text of a document from its form.
 
-Blank lines, indentation, list markers, headings' signs, table rules, block tags, fenced code,
-scripts, comments, what links lead to and the settings before a page are form. Lines that a
-paragraph was wrapped into are one stretch, with breaks in it.
+Form is blank lines, indentation, list markers, heading marks, table rules, block tags, fenced code,
+scripts, comments, link targets and front matter. The lines of a wrapped paragraph are one run, with
+breaks in it.
 """
 
 import re
@@ -59,7 +59,7 @@ MIN_LINE = 25  # of a line that goes on in small letters
 
 @dataclass(frozen=True, slots=True)
 class TextRun:
-    """A stretch of running text, and the line breaks within it that mean only a space."""
+    """A range of running text, and its line breaks that mean only a space."""
 
     start: int
     end: int
@@ -69,7 +69,7 @@ class TextRun:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """The range of a line's words; `quote` holds the marks that a whole quotation has."""
+    """The range of a line's words; `quote` is the prefix of a quotation."""
 
     start: int
     end: int
@@ -84,13 +84,13 @@ class Line:
 
 
 def runs_of(text: str) -> Iterator[TextRun]:
-    """The running text of a document, in order."""
+    """The runs of a document, in order."""
     for block in _blocks(text):
         yield from _within_tags(text, block)
 
 
 def lines_of(text: str, start: int = 0, end: int | None = None) -> Iterator[tuple[int, int]]:
-    """Each line, its end included."""
+    """Each line, including its end."""
     end = len(text) if end is None else end
     while start < end:
         match = LINE.match(text, start, end)
@@ -100,7 +100,7 @@ def lines_of(text: str, start: int = 0, end: int | None = None) -> Iterator[tupl
 
 
 def _blocks(text: str) -> Iterator[list[Line]]:
-    """Lines that belong together: a paragraph, an item, a heading."""
+    """Groups of lines that belong together: a paragraph, a list item, a heading."""
     block: list[Line] = []
     for start, end, is_row in _free_lines(text):
         content_end = end - len(text[start:end]) + len(text[start:end].rstrip(LINE_ENDS))
@@ -116,7 +116,7 @@ def _blocks(text: str) -> Iterator[list[Line]]:
 
 
 def _form(text: str) -> list[tuple[int, int]]:
-    """The spans that are no running text, in order and apart: fenced code and its kin."""
+    """The spans that are not running text, in order and disjoint, such as fenced code."""
     code = list(fences(text))
     spans = sorted([*code, *_raw(text, code)])
     if settings := _settings(text):
@@ -131,7 +131,7 @@ def _form(text: str) -> list[tuple[int, int]]:
 
 
 def fences(text: str) -> Iterator[tuple[int, int]]:
-    """Fenced code; a fence that nothing closes is none."""
+    """The spans of fenced code; an unclosed fence is none."""
     if "```" not in text and "~~~" not in text:
         return
     opened: tuple[int, str] | None = None
@@ -149,7 +149,7 @@ def fences(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _raw(text: str, code: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """Scripts, comments and the like; what nothing closes is none, nor what is in fenced code."""
+    """The spans of scripts, comments and the like, outside of code; an unclosed one is none."""
     if "<" not in text:
         return
     ends: dict[str, list[int]] = {}
@@ -183,16 +183,16 @@ def _settings(text: str) -> tuple[int, int] | None:
 
 
 def link_labels(text: str) -> frozenset[str]:
-    """The names of a document's links, as Markdown compares them."""
+    """The labels of a document's links, normalised as in Markdown."""
     if "]:" not in text:
         return frozenset()
     return frozenset(match[1].casefold() for match in DEFINITION.finditer(text))
 
 
 def _free_lines(text: str) -> Iterator[tuple[int, int, bool]]:
-    """(start, end, whether it is a table's row) of the lines outside of what is form.
+    """(start, end, whether it is a table row) of the lines outside of form.
 
-    Form ends a block as a blank line does.
+    Form ends a block like a blank line.
     """
     at, has_tables = 0, "|" in text
     for start, end in (*_form(text), (len(text), len(text))):
@@ -206,7 +206,7 @@ def _free_lines(text: str) -> Iterator[tuple[int, int, bool]]:
 
 
 def _with_tables(text: str, lines: list[tuple[int, int]]) -> Iterator[tuple[int, int, bool]]:
-    """A table's rows need no rule at their ends; the line below its heads says that it is one."""
+    """Mark table rows. Outer rules are optional; the line below the header identifies a table."""
     rules = {
         at
         for at, (start, end) in enumerate(lines)
@@ -220,7 +220,7 @@ def _with_tables(text: str, lines: list[tuple[int, int]]) -> Iterator[tuple[int,
 
 
 def _line(text: str, start: int, end: int, is_row: bool) -> Line | None:
-    """The layout of a line; None for one without words."""
+    """The layout of a line; None if it has no words."""
     if DEFINITION.match(text, start, end):
         return None
     marker = MARKER.match(text, start, end)
@@ -245,7 +245,7 @@ def _line(text: str, start: int, end: int, is_row: bool) -> Line | None:
 
 
 def _within_tags(text: str, block: list[Line]) -> Iterator[TextRun]:
-    """The runs of a block, which end where a table's cell or a block tag does."""
+    """The runs of a block, split at table cells and block tags."""
     for lines in _unwrapped(text, block):
         start, end = lines[0].start, lines[-1].end
         breaks = [(one.end, other.start) for one, other in pairwise(lines)]
@@ -260,7 +260,7 @@ def _within_tags(text: str, block: list[Line]) -> Iterator[TextRun]:
 
 
 def _block_tags(text: str, start: int, end: int) -> Iterator[re.Match[str]]:
-    """The tags that are meant as such, and not named in code."""
+    """The tags that act as tags, and are not quoted in code."""
     tags = BLOCK_TAG.finditer(text, start, end)
     if "`" not in text[start:end]:
         return tags
@@ -286,7 +286,7 @@ def _run(
 
 
 def _unwrapped(text: str, block: list[Line]) -> Iterator[list[Line]]:
-    """The lines of a block, those together that one line was wrapped into."""
+    """Group the lines of a block by the line that they were wrapped from."""
     width = max(line.width for line in block)
     together = [block[0]]
     for line in block[1:]:

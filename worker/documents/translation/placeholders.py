@@ -1,8 +1,8 @@
-"""Placeholders and markup: what a translation must hold as it stands in the source.
+"""Placeholders and markup: spans that a translation must keep unchanged.
 
 A value (`{name}`, `%s`, a URL, an address, code) is a word of its sentence. Markup (a tag, the
-signs around bold words, a link's target) is none. Each must be there again, to the letter, as
-often as in the source and no oftener.
+marks around bold words, a link's target) is not. A translation must contain each exactly as often
+as the source.
 """
 
 import re
@@ -70,7 +70,7 @@ EMPHASIS = re.compile(
 
 @dataclass(frozen=True, slots=True, order=True)
 class Span:
-    """A range of a text that a translation must keep as it is."""
+    """A range of a text that a translation must keep unchanged."""
 
     start: int
     end: int
@@ -83,7 +83,7 @@ class Span:
 def find_spans(text: str, labels: Container[str] = ()) -> list[Span]:
     """The placeholders and markup of a text, in order; they never overlap.
 
-    labels: `layout.link_labels` of its document
+    labels: `layout.link_labels` of the document
     """
     if ANY.search(text) is None:
         return []
@@ -116,12 +116,12 @@ def _add(spans: list[Span], text: str, pattern: re.Pattern[str], *, is_markup: b
 
 
 def blanked(text: str, spans: Iterable[Span]) -> str:
-    """The text with NUL where the spans are."""
+    """The text with NUL in place of the spans."""
     return "".join(_replaced(text, spans, lambda span: "\x00" * (span.end - span.start)))
 
 
 def hidden(text: str, spans: Iterable[Span]) -> str:
-    """The text for a splitter, of equal length: values are words, markup is space."""
+    """The text for a splitter, of equal length: values become words, markup becomes spaces."""
 
     def word(span: Span) -> str:
         length = span.end - span.start
@@ -140,7 +140,7 @@ def _replaced(text: str, spans: Iterable[Span], by: Callable[[Span], str]) -> It
 
 
 def between(spans: Iterable[Span], length: int) -> Iterator[tuple[int, int]]:
-    """The stretches that no span covers."""
+    """The ranges outside of all spans."""
     at = 0
     for span in spans:
         if span.start > at:
@@ -151,7 +151,7 @@ def between(spans: Iterable[Span], length: int) -> Iterator[tuple[int, int]]:
 
 
 def missed(source: str, spans: Iterable[Span], translation: str) -> Counter[str]:
-    """The missing occurrences of each span in a translation; below zero, the model made some up."""
+    """How many occurrences of each span a translation lacks; negative if it has too many."""
     names = {span.of(source) for span in spans}
     made_up = {span.of(translation) for span in find_spans(translation)} - names
     differences = {

@@ -1,4 +1,4 @@
-"""Subtitles (SubRip, WebVTT): the words of each cue, between times and numbers that stay."""
+"""Subtitles (SubRip, WebVTT): the text of each cue; times and numbers stay unchanged."""
 
 import re
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ def has_cues(text: str) -> bool:
 
 
 def cue_runs(text: str) -> Iterator[TextRun]:
-    """The words of each cue; one run a speaker. Of a cue's lines, breaks mean only a space."""
+    """The text of each cue, one run for each speaker. Line breaks in a cue mean only a space."""
     lines = [
         (start, end, text[start:end].strip(f"\ufeff{LINE_ENDS}")) for start, end in lines_of(text)
     ]

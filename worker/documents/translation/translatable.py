@@ -1,6 +1,6 @@
-"""A document to translate: its sentences, and the form that stands between them.
+"""Translatable: a document as its sentences and the form between them.
 
-Sentences and form tile the source: joined as they are, they are the source again.
+Sentences and form tile the source: joined unchanged, they are the source again.
 """
 
 import re
@@ -11,8 +11,8 @@ from itertools import pairwise
 from typing import Any, Literal, Self
 
 from worker.documents.graphemes import is_between_graphemes, safe_cut
-from worker.documents.pieces import pieces
 from worker.documents.sentences import sentence_ends
+from worker.documents.splitting import pieces
 from worker.documents.translation.layout import CELL_RULE, TextRun, link_labels, runs_of
 from worker.documents.translation.placeholders import Span, find_spans, hidden
 from worker.documents.translation.subtitles import cue_runs, is_subtitles
@@ -33,8 +33,8 @@ class Sentence:
     end: int
     text: str  # without the line breaks that mean a space
     spans: tuple[Span, ...] = ()  # of the text: placeholders and markup
-    breaks: tuple[tuple[float, str], ...] = ()  # those: how far into the text, and how written
-    follows: bool = False  # another one in the same paragraph
+    breaks: tuple[tuple[float, str], ...] = ()  # relative places of breaks
+    follows: bool = False  # it follows a sentence in the same paragraph
     is_cell: bool = False  # or in one, of a table whose cells end at a `|`
 
 
@@ -48,7 +48,7 @@ class Translatable:
 
     @classmethod
     def of(cls, text: str, language: str, format: Format | None = None) -> Self:
-        """language: ISO 639-1; format: None is found out"""
+        """Split a text. language: ISO 639-1; format: None: detected"""
         if format is None:
             format = "subtitles" if is_subtitles(text) else "text"
         runs = cue_runs(text) if format == "subtitles" else runs_of(text)
@@ -68,9 +68,9 @@ class Translatable:
             yield at, len(self.source), False
 
     def join(self, translations: Sequence[str], language: str | None = None) -> str:
-        """The document with these sentences in place of its own.
+        """The document with translations in place of its sentences.
 
-        language: ISO 639-1 of the translations, which says how sentences are spaced
+        language: ISO 639-1 of the translations, which decides how sentences are spaced
         """
         parts: list[str] = []
         at = 0
@@ -86,14 +86,14 @@ class Translatable:
 
     @property
     def is_one_sentence(self) -> bool:
-        """Whether there is nothing else in it but space."""
+        """Whether the text is a single sentence and whitespace."""
         return len(self.sentences) == 1 and all(
             is_sentence or self.source[start:end].isspace()
             for start, end, is_sentence in self.tiles()
         )
 
     def coverage(self) -> dict[str, Any]:
-        """The share of the source that is in sentences, from the offsets that tile it."""
+        """The share of the source in sentences, from the offsets that tile it."""
         tiles = list(self.tiles())
         assert all(one[1] == other[0] for one, other in pairwise(tiles))
         translated = sum(end - start for start, end, is_sentence in tiles if is_sentence)
@@ -136,7 +136,7 @@ def _sentences(
 def _behind_closing(
     flat: str, shadow: str, spans: list[Span], starts: list[int], start: int, end: int
 ) -> int:
-    """The end of a sentence: closing markup belongs to it, opening markup to the next."""
+    """The end of a sentence with its closing markup; opening markup belongs to the next one."""
     words = shadow[start:end].rstrip()
     if end == len(flat) or not words:
         return end
@@ -149,7 +149,7 @@ def _behind_closing(
 
 
 def _flat(text: str, run: TextRun) -> str:
-    """The run's text, of equal length, with spaces for the breaks."""
+    """The run's text with spaces for line breaks, of equal length."""
     parts, at = [], run.start
     for start, end in run.breaks:
         parts += [text[at:start], " " * (end - start)]
@@ -160,7 +160,7 @@ def _flat(text: str, run: TextRun) -> str:
 def _trimmed(
     flat: str, shadow: str, spans: Sequence[Span], start: int, end: int
 ) -> tuple[int, int]:
-    """A sentence without the spaces around it, and without markup that has no words in it."""
+    """The sentence without surrounding spaces and markup that contains no words."""
     one, other = _stripped(shadow, start, end)
     if all(span.end <= one or other <= span.start for span in spans):
         return one, other
@@ -213,7 +213,7 @@ def _is_spaceless(character: str) -> bool:
 
 
 def has_letters(text: str, start: int, end: int, spans: Sequence[Span]) -> bool:
-    """Whether a part has letters outside placeholders and markup."""
+    """Whether a range has letters outside of placeholders and markup."""
     at = start
     for span in (*spans, Span(end, end)):
         if any(character.isalpha() for character in text[at : span.start]):
@@ -243,15 +243,15 @@ def broken(translation: str, breaks: Sequence[tuple[float, str]]) -> str:
 def fragments(
     text: str, spans: Sequence[Span], written: Mapping[Span, str] | None = None
 ) -> list[tuple[str, bool]]:
-    """The text in parts, and whether each is to be translated: what stands between spans.
+    """The text in parts, and whether each must be translated: the text between spans.
 
-    written: what stands in the translation for a span; the others stay as they are
+    written: replacements of spans; the other spans stay unchanged
     """
     parts: list[tuple[str, bool]] = []
     verbatim, at = "", 0
     for span in (*spans, Span(len(text), len(text))):
         left, right = _stripped(text, at, span.start)
-        # The comma behind a placeholder begins no text that a model knows.
+        # A comma after a placeholder is no beginning that a model knows.
         left = next((each for each in range(left, right) if text[each].isalnum()), right)
         if any(character.isalpha() for character in text[left:right]):
             parts += [(verbatim + text[at:left], False), (text[left:right], True)]
@@ -263,7 +263,7 @@ def fragments(
 
 
 def cut(text: str, max_characters: int) -> list[tuple[str, bool]]:
-    """A sentence in parts of at most so many characters, at words if there are some."""
+    """A sentence in parts of at most `max_characters`, at word boundaries if there are any."""
     parts: list[tuple[str, bool]] = []
     at = 0
     while len(text) - at > max_characters:
@@ -274,7 +274,7 @@ def cut(text: str, max_characters: int) -> list[tuple[str, bool]]:
 
 
 def _cut_end(text: str, start: int, max_characters: int) -> int:
-    """Behind a comma, else a space, else where a word of a script without spaces ends."""
+    """The end of a part: after a comma, else a space, else a word of a script without spaces."""
     least, most = start + max_characters // 2, start + max_characters
     for marks in (COMMAS, " "):
         end = max(text.rfind(mark, least, most) for mark in marks) + 1

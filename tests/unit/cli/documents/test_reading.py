@@ -33,7 +33,7 @@ def code_of(path: Path) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.md", "A.MD", "a.srt", "a.vtt", "a", "a.log"])
-def test_a_text_is_as_it_is(write: Write, name: str) -> None:
+def test_plain_text_is_read_unchanged(write: Write, name: str) -> None:
     text = "# Größe\r\n\r\n- one\n\n1\n00:00:01,000 --> 00:00:02,000\nHi.\n"
     assert read_document(write(name, text.encode())).text == text
 
@@ -61,7 +61,7 @@ def test_bytes_that_are_no_text_are_refused(write: Write) -> None:
         ("a.txt.gz", b"\x1f\x8b\x08", "compressed: unpack it"),
     ],
 )
-def test_what_is_no_text_whatever_it_is_called_is_refused_by_its_kind(
+def test_a_binary_file_of_any_name_is_refused_with_its_kind(
     write: Write, name: str, content: bytes, kind: str
 ) -> None:
     code, fault = code_of(write(name, content))
@@ -86,7 +86,7 @@ LETTER = "“Größe”, naïve café: 5 €"
         ("a.pdf", pdf(["Printed."]), "cp1252", "Printed."),
     ],
 )
-def test_a_text_in_no_unicode_is_read_in_the_encoding_that_somebody_names(
+def test_a_text_in_no_unicode_is_read_in_the_named_encoding(
     write: Write, name: str, content: bytes, encoding: str, text: str
 ) -> None:
     assert read_document(write(name, content), encoding).text == text

@@ -25,7 +25,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         *("One.\nTwo.txt", "The mill at /etc/mill", "~nobody-of-that-name and others"),
     ],
 )
-def test_a_text_is_a_text(text: str) -> None:
+def test_a_plain_argument_is_a_text(text: str) -> None:
     assert what_it_looks_like(text) is None
     assert not is_source(text)
 

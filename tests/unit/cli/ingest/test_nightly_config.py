@@ -43,7 +43,7 @@ def night(folder: Path, text: str) -> NightlyConfig:
     return NightlyConfig.load(path)
 
 
-def test_the_date_is_put_wherever_it_is_asked_for(tmp_path: Path) -> None:
+def test_the_date_replaces_its_placeholder_everywhere(tmp_path: Path) -> None:
     (tmp_path / "2026-01-31.jsonl").touch()
     found = night(tmp_path, SINGLE)
 

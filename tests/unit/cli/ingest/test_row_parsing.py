@@ -234,7 +234,7 @@ def test_defaults_that_spoil_every_row_are_refused_before_the_first() -> None:
         part([], "generate").check_defaults(CATALOG)
 
 
-def test_what_a_row_may_still_say_is_not_asked_of_the_defaults() -> None:
+def test_defaults_need_no_field_that_a_row_can_bring() -> None:
     part([], "translate").check_defaults(CATALOG)
 
 

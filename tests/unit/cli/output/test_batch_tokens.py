@@ -5,7 +5,7 @@ import pytest
 from cli.output.batch_tokens import BatchTokens, Kind, RunningJob, TokensDone, tokens_done
 from db.queries.jobs.segments import insert_segments
 from db.session import Database
-from engine.protocol.messages import Choice, Output
+from engine.protocol.output import Choice, Output
 from tasks.configuration import settings
 from tests.samples.jobs import answer, claim, insert_batch, insert_job, succeed
 

@@ -46,6 +46,6 @@ def test_a_text_read_whole_at_once_needs_no_bar() -> None:
     assert len(coverage_lines({**WHOLE, "parts": 1, "rounds": 1}, 20)) == 1
 
 
-def test_what_was_read_again_is_said() -> None:
+def test_coverage_reports_text_that_was_read_twice() -> None:
     said, _ = coverage_lines({**WHOLE, "context_characters": 4_200}, 20)
     assert said.endswith("; 4,200 characters of headings and sentences before parts read again")

@@ -65,7 +65,7 @@ def test_the_revision_is_read_while_another_writes(
     database.close()
 
 
-def test_a_writer_is_told_which_process_it_waited_for(
+def test_a_writers_error_names_the_process_that_holds_the_lock(
     file: Path, held: "subprocess.Popen[str]"
 ) -> None:
     database = Database(file_url(file))
@@ -78,7 +78,7 @@ def test_a_writer_is_told_which_process_it_waited_for(
     assert "cannot be reached" not in fault
 
 
-def test_a_reader_of_a_file_that_is_kept_whole_is_told_so_too(
+def test_a_reader_of_a_locked_file_gets_the_same_sentence(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without WAL a writer keeps readers out, too, as a backup tool may."""

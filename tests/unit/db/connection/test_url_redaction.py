@@ -100,5 +100,5 @@ def test_redaction_never_raises_and_prints_no_control_characters(address: str) -
         ("localhost:6379", "localhost:6379"),
     ],
 )
-def test_what_is_no_secret_is_shown(address: str, shown: str) -> None:
+def test_harmless_parts_of_a_url_are_shown(address: str, shown: str) -> None:
     assert masked(address) == shown

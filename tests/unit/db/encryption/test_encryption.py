@@ -249,7 +249,7 @@ def test_a_sealed_value_without_the_key_of_its_row_is_refused(sealed: Database) 
             session.execute(statement)
 
 
-def test_without_the_keys_it_is_said_what_is_missing(database: Database, sealed: Database) -> None:
+def test_an_error_names_the_missing_keys(database: Database, sealed: Database) -> None:
     job_id = finished(sealed)
     with pytest.raises(KeysUnusable, match=r"the key k1; give this process its keys"):
         find_job(job_id, database=database)

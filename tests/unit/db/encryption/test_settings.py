@@ -41,7 +41,7 @@ def test_keys_come_from_the_environment_or_a_file(tmp_path: Path) -> None:
         ("# nothing", "has no key"),
     ],
 )
-def test_what_is_no_key_is_named_and_not_shown(text_: str, words: str) -> None:
+def test_an_invalid_key_is_named_by_its_line_and_not_shown(text_: str, words: str) -> None:
     with pytest.raises(KeysUnusable, match=words) as raised:
         key_ring({"TIDEMILL_KEYS": text_})
     assert "c2hvcnQ" not in str(raised.value)

@@ -94,7 +94,7 @@ def test_a_job_that_is_not_there_is_not_found(database: Database) -> None:
         ("custom_id", "d7", "d70"),
     ],
 )
-def test_a_filter_finds_what_has_the_value(
+def test_a_filter_finds_the_jobs_with_its_value(
     database: Database, name: str, value: str, other: str
 ) -> None:
     wanted = succeeded(database, **{name: value})
@@ -183,7 +183,7 @@ def test_a_text_is_found_in_the_output_as_it_stands(
     assert sorted(each.output or "" for each in found) == sorted(outputs)
 
 
-def test_the_case_of_every_alphabet_is_passed_over(database: Database) -> None:
+def test_a_search_ignores_case_in_every_alphabet(database: Database) -> None:
     wanted = succeeded(database, "DIE MÜHLE UND DIE МЕЛЬНИЦА")
     for text in ("mühle", "мельница"):
         assert ids(find_results(text=text, database=database)) == [wanted]
@@ -326,7 +326,7 @@ def test_a_duration_is_that_of_the_run_to_the_microsecond(
 
 
 @pytest.mark.parametrize("wrong", [-1.0, float("nan"), float("inf"), 1e30])
-def test_what_is_no_duration_is_refused(database: Database, wrong: float) -> None:
+def test_an_invalid_duration_is_refused(database: Database, wrong: float) -> None:
     with pytest.raises(ValueError, match="min_duration"):
         find_results(min_duration=wrong, database=database)
     with pytest.raises(ValueError, match="max_duration"):
@@ -335,7 +335,7 @@ def test_what_is_no_duration_is_refused(database: Database, wrong: float) -> Non
         find_results(sort="latest", database=database)  # type: ignore[arg-type]
 
 
-def test_how_long_a_job_waited_and_ran(database: Database) -> None:
+def test_a_found_job_has_the_seconds_that_it_waited_and_ran(database: Database) -> None:
     found = find_job(ran(database, 0.25), database=database)
     assert found is not None
     assert (found.wait_seconds, found.run_seconds) == (2.0, 0.25)
@@ -408,7 +408,7 @@ def test_a_page_is_read_from_the_index_and_not_sorted(database: Database, sort: 
     assert "Sort" not in plan
 
 
-def test_an_input_is_there_when_it_is_asked_for(
+def test_an_input_is_read_when_it_is_requested(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(results, "PAGE", 3)
@@ -455,7 +455,7 @@ SIGNALS = Signals(
 )
 
 
-def test_what_is_suspicious_is_found_by_reason_and_by_signal(database: Database) -> None:
+def test_suspicious_results_are_found_by_reason_and_by_signal(database: Database) -> None:
     plain, odd, old = (insert_job(database) for _ in range(3))
     measured = Signals(length_ratio=1.0, repetition=0.0, num_empty_parts=0, detected_language="fr")
     succeed(database, plain, dataclasses.replace(answer(), signals=measured))
@@ -493,7 +493,7 @@ def test_what_is_suspicious_is_found_by_reason_and_by_signal(database: Database)
         ("detected_language=\x00", "can only be = a code"),
     ],
 )
-def test_what_is_no_condition_on_a_signal_is_refused(text: str, fault: str) -> None:
+def test_an_invalid_condition_on_a_signal_is_refused(text: str, fault: str) -> None:
     with pytest.raises(ValueError, match=fault):
         SignalFilter.parse(text)
 

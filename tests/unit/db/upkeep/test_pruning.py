@@ -135,7 +135,9 @@ def test_a_job_is_found_by_its_metadata_while_it_has_a_text(database: Database) 
 
 
 @pytest.mark.parametrize("left", ["segments", "refused outputs"])
-def test_it_is_found_by_it_until_the_last_text_has_gone(database: Database, left: str) -> None:
+def test_a_job_is_found_by_its_metadata_until_its_last_text_is_pruned(
+    database: Database, left: str
+) -> None:
     job_id = failed(database, days_ago=10, metadata={"patient": "7"})
     last = {"segments": Segment, "refused outputs": AttemptRow}[left]
     with database.write() as session:
@@ -169,7 +171,7 @@ def leaving_sqlite() -> Iterator[None]:
     event.remove(Pool, "connect", leave)
 
 
-def test_what_is_pruned_is_gone_from_sqlite_s_file_too(
+def test_pruned_texts_are_overwritten_in_sqlite_s_file(
     tmp_path: Path, leaving_sqlite: None
 ) -> None:
     database = Database(f"sqlite:///{tmp_path}/x.db")

@@ -1,6 +1,8 @@
 from engine.backends.fake import FakeBackend
 from engine.protocol.engine_spec import EngineSpec
-from engine.protocol.messages import ChatTurn, Output, Params, Request
+from engine.protocol.output import Output
+from engine.protocol.request import ChatTurn, Request
+from engine.protocol.sampling_params import SamplingParams
 from tests.running.engines import Bench
 
 TEXT = "the keeper of the mill counted three boats and seven sacks of grain"
@@ -8,7 +10,7 @@ TEXT = "the keeper of the mill counted three boats and seven sacks of grain"
 
 def answer(request: Request | None = None, spec: dict | None = None, **params) -> Output:
     made = EngineSpec(alias="demo", checkpoint="fake", engine="fake", **(spec or {}))
-    request = request or Request(id=0, task="summarize", text=TEXT, params=Params(**params))
+    request = request or Request(id=0, task="summarize", text=TEXT, params=SamplingParams(**params))
     (output,) = Bench(FakeBackend(made), made).answers([request]).values()
     return output
 
@@ -23,7 +25,7 @@ def test_an_answer_is_words_of_the_prompt_and_always_the_same():
     assert first.prompt_tokens == 13
 
 
-def test_the_length_is_the_requests():
+def test_the_fake_answer_has_the_requested_length():
     (choice,) = answer(max_new_tokens=40).choices
     assert (choice.completion_tokens, choice.finish_reason) == (40, "length")
     (longer,) = answer(max_new_tokens=50).choices
@@ -51,11 +53,13 @@ def test_a_stop_text_is_cut_off_the_end():
 def test_a_stop_text_ends_the_answer_with_the_token_that_completes_it():
     """As in `generate`: special tokens, parts of a word and texts over several words alike."""
     text = "the <|im_end|> of a </s> mill"
-    whole = answer(Request(id=0, task="generate", text=text, params=Params(max_new_tokens=40)))
+    whole = answer(
+        Request(id=0, task="generate", text=text, params=SamplingParams(max_new_tokens=40))
+    )
     words = whole.choices[0].text.split()
     assert {"<|im_end|>", "</s>"} <= set(words)
     for stop in ("<|im_end|>", "</s>", "m_en", "ill", f"{words[6]} {words[7]}", " "):
-        params = Params(max_new_tokens=40, stop=(stop,))
+        params = SamplingParams(max_new_tokens=40, stop=(stop,))
         (choice,) = answer(Request(id=0, task="generate", text=text, params=params)).choices
         num_tokens = next(n for n in range(1, 41) if stop in " ".join(words[:n]))
         assert choice.token_ids == whole.choices[0].token_ids[:num_tokens]

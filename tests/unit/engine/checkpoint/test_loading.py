@@ -18,7 +18,8 @@ from engine.checkpoint.loader import Checkpoint
 from engine.checkpoint.weights import layout
 from engine.errors import TokenOutOfRange, Unloadable
 from engine.protocol.engine_spec import EngineSpec
-from engine.protocol.messages import Params, Request
+from engine.protocol.request import Request
+from engine.protocol.sampling_params import SamplingParams
 from engine.text.detokenizer import text_of
 from tests import checkpoints
 from tests.checkpoints.shards import as_shards
@@ -88,7 +89,7 @@ def test_a_weight_of_another_shape_is_named(folder):
     assert "in another shape 1" in said
 
 
-def test_not_a_number_is_named(folder):
+def test_a_weight_that_is_not_a_number_is_named(folder):
     weights = load_file(folder / "model.safetensors")
     name = learned(weights)
     weights[name][0, 0] = torch.nan
@@ -134,7 +135,7 @@ def test_a_setting_that_is_not_run_is_refused_by_name(tmp_path, name, value):
     assert "generation_config.json" in said
 
 
-def test_what_a_setting_says_within_bounds_is_served(tmp_path):
+def test_a_generation_setting_within_bounds_is_accepted(tmp_path):
     checkpoints.bart(tmp_path)
     own = {"sequence_bias": [[[5, 7], 1000.0]], "cache_implementation": "static"}
     set_in(tmp_path / "generation_config.json", **own)
@@ -212,7 +213,9 @@ def test_a_token_beyond_the_embedding_fails_its_request_with_the_range(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     engine = GenerateBackend.load(spec_of(tmp_path))
     assert engine.checkpoint.pad_token_id < engine.checkpoint.num_ids
-    asked = Request(id=0, task="generate", text="a mill [PAD]", params=Params(max_new_tokens=2))
+    asked = Request(
+        id=0, task="generate", text="a mill [PAD]", params=SamplingParams(max_new_tokens=2)
+    )
     with pytest.raises(TokenOutOfRange, match=f"ids 0 to {num_ids - 1}"):
         engine.encode(asked)
 

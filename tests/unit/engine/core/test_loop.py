@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from engine.backends.fake import FakeBackend
 from engine.errors import EngineBroken, InvariantBroken
 from engine.protocol.engine_spec import EngineSpec
-from engine.protocol.messages import Params, Request
+from engine.protocol.request import Request
+from engine.protocol.sampling_params import SamplingParams
 from tests.running.engines import Bench
 
 
@@ -20,7 +21,9 @@ def bench(**settings) -> Bench:
 
 
 def request(id_: int, num_tokens: int = 3, text: str = "the tide turns the mill") -> Request:
-    return Request(id=id_, task="generate", text=text, params=Params(max_new_tokens=num_tokens))
+    return Request(
+        id=id_, task="generate", text=text, params=SamplingParams(max_new_tokens=num_tokens)
+    )
 
 
 def ids(things) -> list[int]:
@@ -76,7 +79,7 @@ def test_a_request_cancelled_before_it_was_tokenized_is_answered_and_never_runs(
 
 def test_a_refused_request_never_reaches_the_loop():
     it = bench(max_sequences=2)
-    beams = Request(id=1, task="generate", text="a", params=Params(num_beams=3))
+    beams = Request(id=1, task="generate", text="a", params=SamplingParams(num_beams=3))
     it.submit(request(0, text=" \n"), beams)
     assert it.advance() is None
     assert [each.failure.code for each in it.collect()] == ["empty_prompt", "unsupported_parameter"]
@@ -187,7 +190,7 @@ def test_progress_counts_steps_tokens_and_busy_seconds():
     ),
     st.integers(1, 3),
 )
-def test_every_request_gets_exactly_one_output_and_company_changes_no_answer(arrivals, rows):
+def test_every_request_gets_exactly_one_output_and_a_batch_changes_no_answer(arrivals, rows):
     """arrivals: (tokens, steps before it is sent, steps until it is cancelled)"""
     it = bench(max_sequences=rows)
     outputs = []

@@ -168,7 +168,7 @@ COMPANY = [
 
 @given(st.lists(ARRIVAL, max_size=25))
 @example(COMPANY)
-def test_whatever_arrives_everything_ends_once_and_in_time(arrivals):
+def test_every_sequence_ends_once_and_in_time_in_any_order_of_arrival(arrivals):
     """Under any arrivals, lengths and cancellations: the limits hold, one group runs at a
     time, and nobody waits for longer than the longest needs, as often as one came before it."""
     it = Scheduler(LIMITS)

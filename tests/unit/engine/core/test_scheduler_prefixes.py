@@ -33,7 +33,7 @@ class Prompts:
         return plan
 
 
-def test_who_begins_as_a_prompt_that_is_read_now_joins_in_the_next_step():
+def test_a_sequence_whose_prefix_is_being_read_joins_in_the_next_step():
     prompts, it = Prompts(), Scheduler(SLICED)
     it.add(prompts.sequence(at, name) for at, name in enumerate("aabab"))
     first = prompts.run(it)
@@ -43,13 +43,13 @@ def test_who_begins_as_a_prompt_that_is_read_now_joins_in_the_next_step():
     assert (first.num_found_tokens, second.num_found_tokens) == (0, 3 * 96)
 
 
-def test_short_beginnings_are_not_waited_for():
+def test_a_short_shared_prefix_is_not_waited_for():
     prompts, it = Prompts(), Scheduler(SLICED)
     it.add(prompts.sequence(at, "a", num_shared=63) for at in range(3))
     assert ids(prompts.run(it).admitted) == [0, 1, 2]
 
 
-def test_bulk_sequences_whose_beginnings_were_read_go_before_others_but_not_before_the_first():
+def test_bulk_sequences_with_cached_prefixes_go_before_others_but_not_before_the_first():
     prompts, it = Prompts(), Scheduler(replace(LIMITS, max_step_tokens=500))
     names = "abcdabcdabcd"
     it.add(prompts.sequence(at, name, num_rows=2) for at, name in enumerate(names))
@@ -76,7 +76,7 @@ def test_interactive_sequences_keep_their_order_and_come_first():
     st.integers(0, 12),
 )
 @settings(deadline=None)
-def test_nobody_is_passed_by_more_than_are_looked_at(arrivals, max_blocks):
+def test_a_sequence_is_passed_by_at_most_the_look_ahead(arrivals, max_blocks):
     """Whatever they begin with, and however soon it is forgotten again."""
     prompts, it = Prompts(max_blocks), Scheduler(replace(LIMITS, max_step_tokens=500))
     for id_, (name, num_rows) in enumerate(arrivals):
@@ -93,7 +93,7 @@ def test_nobody_is_passed_by_more_than_are_looked_at(arrivals, max_blocks):
         assert sum(each > id_ for each in order[:at]) <= 2 * MAX_LOOK_AHEAD
 
 
-def test_a_stream_that_shares_cannot_keep_one_waiting_that_does_not():
+def test_a_stream_of_shared_prefixes_cannot_starve_another_prompt():
     prompts, it = Prompts(), Scheduler(replace(LIMITS, max_sequences=1, max_step_tokens=500))
     it.add(prompts.sequence(at, "a") for at in range(3))
     prompts.run(it, 0)

@@ -39,7 +39,7 @@ def test_a_prompt_of_a_usual_length_and_one_without_slices_are_read_at_once():
     assert (ids(run(it).admitted), it.reading) == ([2], {})
 
 
-def test_a_long_prompt_is_read_at_once_where_nobody_decodes():
+def test_a_long_prompt_is_read_at_once_if_no_sequence_decodes():
     it = learned(Scheduler(SLICED), 16)
     it.add([sliced(0, 3999), sliced(1, 10)])
     plan = run(it)
@@ -134,7 +134,7 @@ def test_a_slice_doubles_the_time_of_a_step_that_decodes():
     ),
     st.sampled_from([1, 16, 100, 700]),
 )
-def test_whatever_arrives_is_read_to_the_end_within_the_limits(arrivals, num_tokens):
+def test_every_prompt_is_read_to_its_end_within_the_limits(arrivals, num_tokens):
     it = learned(Scheduler(SLICED), num_tokens)
     steps_left = {id_: arrival[4] for id_, arrival in enumerate(arrivals)}
     arrives_at, at = {}, 0

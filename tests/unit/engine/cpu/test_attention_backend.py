@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from engine.attention.base import Scoring
 from engine.attention.selection import attention_for, contiguous_kv_cache
 from engine.attention.torch_backend import ContiguousAttentionBackend, TorchAttentionBackend
-from engine.cpu import quantized
+from engine.cpu import quantized_linear
 from engine.cpu.attention_backend import CpuAttentionBackend
 from engine.cpu.self_test import kernel_module
 from engine.kv_cache.base import KVShape
@@ -134,13 +134,13 @@ def test_the_exponential_is_that_of_the_library_within_rounding() -> None:
     rows=st.lists(
         st.lists(st.floats(-1e4, 1e4, width=32), min_size=7, max_size=7), min_size=1, max_size=5
     ),
-    num_steps=st.sampled_from([quantized.ALL_STEPS, quantized.HALF_STEPS]),
+    num_steps=st.sampled_from([quantized_linear.ALL_STEPS, quantized_linear.HALF_STEPS]),
 )
 def test_rows_are_rounded_by_themselves_within_half_a_step(
     rows: list[list[float]], num_steps: int
 ) -> None:
     given_ = torch.tensor(rows)
-    for round_rows in (quantized.compiled_rounding(), quantized.round_rows):
+    for round_rows in (quantized_linear.compiled_rounding(), quantized_linear.round_rows):
         rounded, scales = round_rows(given_, num_steps)
         assert 1 <= int(rounded.min()) <= int(rounded.max()) <= 2 * num_steps + 1
         back = (rounded.float() - (num_steps + 1)) * scales

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engine.cpu import quantized
+from engine.cpu import quantized_linear
 from engine.cpu.linear import MakeLinear, PackedLinear, fastest_linear, pack
 from engine.cpu.packed_gemm import PackedGemmLinear
-from engine.cpu.quantized import (
+from engine.cpu.quantized_linear import (
     HALF_STEPS,
     HalfLinear,
     Int8Linear,
@@ -93,7 +93,7 @@ def test_the_largest_products_of_bytes_are_summed_up_whole(make: MakeLinear) -> 
 def test_rows_of_seven_bits_are_multiplied_on_every_processor(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(quantized, "row_steps", lambda: HALF_STEPS)
+    monkeypatch.setattr(quantized_linear, "row_steps", lambda: HALF_STEPS)
     weight, rows = torch.randn(64, 512), torch.randn(5, 512)
     expected = rows @ weight.t()
     assert (Int8Linear(weight, None)(rows) - expected).norm() < 0.025 * expected.norm()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from engine.cpu.linear import MakeLinear, PackedLinear, pack
 from engine.cpu.merged_linear import LinearSlice
 from engine.cpu.packed_gemm import PackedGemmLinear
-from engine.cpu.quantized import HalfLinear, Int8Linear
+from engine.cpu.quantized_linear import HalfLinear, Int8Linear
 from tests.processors import NEEDS_BFLOAT16
 
 

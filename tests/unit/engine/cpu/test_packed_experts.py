@@ -64,7 +64,7 @@ def test_each_row_has_what_its_experts_give(kind: Any, config: Any, num_rows: in
 
 
 @torch.inference_mode()
-def test_a_row_has_the_same_bits_alone_and_in_company() -> None:
+def test_a_row_has_the_same_bits_alone_and_in_a_batch() -> None:
     packed = PackedExperts(made(*EXPERTS[0]))
     rows, chosen, weights = drawn(50)
     together = packed(rows, chosen, weights)

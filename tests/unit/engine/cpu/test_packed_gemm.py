@@ -36,7 +36,7 @@ def test_the_product_is_that_of_torch(sizes: tuple[int, int], num_rows: int) -> 
 
 
 @pytest.mark.parametrize("num_threads", [1, 2, 3])
-def test_a_row_gives_the_same_bits_alone_and_in_company(num_threads: int) -> None:
+def test_a_row_gives_the_same_bits_alone_and_in_a_batch(num_threads: int) -> None:
     ours = packed(linear(640, 520))
     rows = torch.randn(77, 640)
     before = torch.get_num_threads()

@@ -77,7 +77,7 @@ def test_a_part_that_differs_or_fails_is_named_in_one_warning(
     assert "text of a user" not in str(vars(record))
 
 
-def test_the_self_test_draws_no_number_of_the_process() -> None:
+def test_the_self_test_leaves_the_random_stream_of_the_process_unchanged() -> None:
     torch.manual_seed(3)
     expected = torch.rand(1)
     torch.manual_seed(3)
@@ -96,7 +96,7 @@ def test_a_sum_that_cancels_out_is_held_to_the_largest_number() -> None:
     assert not agrees("a part", lambda: [torch.tensor([0.0, 0.02])], lambda: [exact / 200])
 
 
-def test_what_is_infinite_excuses_nothing() -> None:
+def test_an_infinite_number_does_not_widen_the_tolerance() -> None:
     exact = torch.tensor([float("-inf"), 1.0])
     assert agrees("a part", lambda: [exact], lambda: [exact])
     assert not agrees("a part", lambda: [exact + torch.tensor([0.0, 0.1])], lambda: [exact])

@@ -58,7 +58,7 @@ def test_equal_tokens_behind_other_ones_are_another_block(other):
     assert places(cache, (*other, 1)) == []
 
 
-def test_what_was_used_least_recently_goes_and_the_end_of_a_prompt_before_its_start():
+def test_the_least_recently_used_block_is_evicted_and_the_end_of_a_prompt_before_its_start():
     let_go: list[str] = []
     cache: PrefixCache[str] = PrefixCache(SIZE, 4, let_go.append)
     kept(cache, prompt(1, 2), prompt(1, 2), prompt(3, 4), prompt(3, 4))
@@ -72,7 +72,7 @@ def test_what_was_used_least_recently_goes_and_the_end_of_a_prompt_before_its_st
     cache.check({})
 
 
-def test_a_block_that_is_read_stays_and_where_there_is_no_room_nothing_is_kept():
+def test_a_block_in_use_is_not_evicted_and_without_room_nothing_is_cached():
     cache: PrefixCache[str] = PrefixCache(SIZE, 2)
     kept(cache, prompt(1, 2), prompt(1, 2))
     for each in cache.kept.values():

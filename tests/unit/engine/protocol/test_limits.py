@@ -36,7 +36,7 @@ def test_every_limit_is_resolved_and_has_a_reason():
     }  # fmt: skip
 
 
-def test_what_the_configuration_says_holds():
+def test_limits_in_the_configuration_are_kept():
     asked = {"max_sequences": 3, "max_step_tokens": 77, "max_cache_tokens": 5, "engine": "exact"}
     found = sized(spec(**asked), Machine("cpu", GIB), "exact", "whatever")
     assert {name: getattr(found.spec, name) for name in asked} == asked

@@ -12,27 +12,24 @@ from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.limits import Sized
 from engine.protocol.messages import (
     Cancel,
-    ChatTurn,
-    Choice,
     Load,
     LoadFailed,
-    Output,
     Outputs,
-    Params,
-    Progress,
     Ready,
-    Request,
-    RequestFailure,
     Run,
     Stop,
     from_bytes,
     to_bytes,
 )
+from engine.protocol.output import Choice, Output, RequestFailure
+from engine.protocol.progress import Progress
+from engine.protocol.request import ChatTurn, Request
+from engine.protocol.sampling_params import SamplingParams
 from tests.samples.model_cards import FAKE_CARD
 
 ANY_TEXT = st.text(st.characters(codec=None))  # lone surrogates and NUL, too
 PARAMS = st.builds(
-    Params,
+    SamplingParams,
     max_new_tokens=st.none() | st.integers(1, 9),
     do_sample=st.none() | st.booleans(),
     temperature=st.none() | st.floats(0, 2),
@@ -96,7 +93,9 @@ def test_every_other_frame_crosses_unchanged(frame):
 
 
 def test_a_parameter_that_is_not_set_does_not_cross():
-    request = Request(id=1, task="generate", text="x", params=Params(seed=0, do_sample=False))
+    request = Request(
+        id=1, task="generate", text="x", params=SamplingParams(seed=0, do_sample=False)
+    )
     (sent,) = json.loads(to_bytes(Run((request,))))["requests"]
     assert sent["params"] == {"seed": 0, "do_sample": False}
 

@@ -7,7 +7,8 @@ import pytest
 from engine.backends.fake import FakeBackend
 from engine.core.completion import Completion, GeneratedTokens
 from engine.protocol.engine_spec import EngineSpec
-from engine.protocol.messages import ChatTurn, Choice, Output, Request
+from engine.protocol.output import Choice, Output
+from engine.protocol.request import ChatTurn, Request
 from engine.text.reasoning import ANSWER_MARKS, KNOWN_MARKS, THINK, ThoughtSplitter, own_marks
 
 
@@ -204,7 +205,7 @@ TO_FINAL = "<|end|><|start|>assistant<|channel|>final<|message|>"
         ("<|channel|>final", None, ""),
     ],
 )
-def test_channels_are_read_in_all_that_they_may_be(
+def test_channels_are_parsed_in_every_form(
     answer: str, thought: str | None, text: str, are_tokens: bool
 ) -> None:
     if not are_tokens:

@@ -140,7 +140,7 @@ def test_a_checkpoint_beside_the_file_is_a_folder_and_any_other_a_name(tmp_path:
         (["fr"], "fr", False),
     ],
 )
-def test_a_source_that_is_to_be_found_out_goes_where_its_target_is_known(
+def test_a_job_with_an_undetected_source_goes_to_a_model_of_its_target(
     languages: list[str], target: str, takes: bool
 ) -> None:
     model = Model(alias="one", checkpoint="x", tasks=("translate",), languages=tuple(languages))
@@ -248,7 +248,7 @@ def test_a_pair_that_no_model_has_goes_by_way_of_a_third_language(
         assert catalog.route("translate", None, source, target) is legs[0].model
 
 
-def test_a_model_that_is_named_goes_by_way_of_none(tmp_path: Path) -> None:
+def test_a_named_model_gets_no_pivot_route(tmp_path: Path) -> None:
     catalog = load(tmp_path, PIVOTS)
     with pytest.raises(UnknownLanguagePair):
         catalog.route("translate", "german", "de", "fr")

@@ -52,7 +52,7 @@ def test_an_age_is_a_number_and_a_unit(text: str, seconds: float) -> None:
 @pytest.mark.parametrize(
     "value", ["30", 30, "-1d", "d", "1.5d", "1y", "", None, "٣d", True, "99999w9"]
 )
-def test_what_is_no_age_is_named(value: object) -> None:
+def test_an_invalid_age_is_named(value: object) -> None:
     with pytest.raises(SettingsError, match=r"retention\.outputs is .*30d"):
         retention_of({"outputs": value})
 

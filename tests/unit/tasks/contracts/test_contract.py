@@ -7,7 +7,7 @@ import pytest
 from annotated_types import Interval
 from hypothesis import HealthCheck, example, given, settings
 
-from engine.protocol.messages import PARAMS, Params
+from engine.protocol.sampling_params import PARAMS, SamplingParams
 from tasks.chat import ChatContract
 from tasks.contracts.contract import MAX_TEXT_CHARACTERS, Contract
 from tasks.errors import ContractError
@@ -183,7 +183,7 @@ def test_every_number_and_truth_value_of_a_contract_is_tried_below() -> None:
     ],
     ids=lambda value: str(value) if not isinstance(value, int) else f"{value.bit_length()} bits",
 )
-def test_a_number_is_a_number(name: str, value: Any) -> None:
+def test_only_a_number_is_accepted_as_a_number(name: str, value: Any) -> None:
     for task in (SummarizeContract, GenerateContract):
         with pytest.raises(ContractError) as raised:
             task.parse({**TEXT, name: value})
@@ -406,7 +406,7 @@ def test_a_wrong_glossary_is_refused_without_its_words(given, fault):
 
 RANGES = [
     (name, limits)
-    for name, hint in get_type_hints(Params, include_extras=True).items()
+    for name, hint in get_type_hints(SamplingParams, include_extras=True).items()
     for limits in parts_of(hint)
     if isinstance(limits, Interval)
 ]

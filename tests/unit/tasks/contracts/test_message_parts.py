@@ -36,7 +36,7 @@ def test_parts_of_text_are_one_text() -> None:
         ({"type": "file", "file": {"file_id": "secret"}}, "a file"),
     ],
 )
-def test_what_is_no_text_is_refused_by_name(part: dict[str, object], name: str) -> None:
+def test_a_part_that_is_not_text_is_refused_by_name(part: dict[str, object], name: str) -> None:
     with pytest.raises(ContractError) as refused:
         contract([text("what is this?"), part])
     (problem,) = refused.value.problems

@@ -104,7 +104,7 @@ def test_a_redis_that_does_not_answer_is_asked_once_a_batch(
 
 
 @on_sqlite
-def test_an_address_that_is_none_is_no_reason_to_refuse_a_batch(
+def test_an_invalid_redis_address_does_not_refuse_a_batch(
     database: Database, tmp_path: Path
 ) -> None:
     with producer(database, "redis://host:port/x", tmp_path):

@@ -115,7 +115,7 @@ def test_a_job_that_is_no_chat_is_refused(database: Database) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["", "yesterday's", 7, True, ["x"], "\ud83d", "a\x00b", None])
-def test_what_is_no_id_is_refused_without_being_quoted(wrong: Any) -> None:
+def test_an_invalid_id_is_refused_without_being_quoted(wrong: Any) -> None:
     if wrong is None:
         assert ChatContract.parse({"messages": ASKED, "previous_job_id": None})
         return

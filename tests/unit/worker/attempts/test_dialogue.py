@@ -12,7 +12,7 @@ from db.outcome import Fence, Outcome
 from db.queries.jobs import submission
 from db.session import Database
 from db.states import JobState
-from engine.protocol.messages import ChatTurn
+from engine.protocol.request import ChatTurn
 from tests.samples.jobs import answer, job_row, set_columns
 from worker.attempts import dialogue
 from worker.attempts.dialogue import Dialogue, messages_of, read_dialogue, turns_of, with_dialogues
@@ -154,7 +154,7 @@ def test_a_dialogue_is_read_only_for_jobs_that_continue_one(
         ([(ASSISTANT, "A")], ["A"]),
     ],
 )
-def test_turns_begin_with_a_user_and_are_all_there_is(
+def test_turns_begin_with_a_user_and_cover_all_messages(
     messages: list[tuple[str, str]], turns: list[str]
 ) -> None:
     made = turns_of(messages_of({"messages": said(*messages)}))

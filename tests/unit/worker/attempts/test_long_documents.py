@@ -13,13 +13,8 @@ from db.outcome import Fence, FinishedSegment, Outcome
 from db.states import JobState
 from engine.protocol.engine_spec import EngineSpec
 from engine.protocol.limits import Sized
-from engine.protocol.messages import (
-    Choice,
-    Measurement,
-    Output,
-    Request,
-    RequestFailure,
-)
+from engine.protocol.output import Choice, Measurement, Output, RequestFailure
+from engine.protocol.request import Request
 from tasks.configuration.masking import MaskingRules
 from tests.samples.model_cards import FAKE_CARD
 from worker.attempts.attempt import PAGE_REQUESTS, Attempt
@@ -187,7 +182,7 @@ def masked(**patterns: str) -> Masker:
     return Masker(finders_of(MaskingRules(patterns=tuple(patterns.items()))))
 
 
-def test_what_a_placeholder_stands_for_outlives_a_change_of_the_rules() -> None:
+def test_a_placeholder_keeps_its_value_when_the_rules_change() -> None:
     names = [f"{'ab'[part % 2]}{part}" for part in range(40)]
     text = "\n\n".join(f"{name} is here and says something." for name in names)
     first = Run("translate", 0, masker=masked(K="b[0-9]+"), text=text).start()

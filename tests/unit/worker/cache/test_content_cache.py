@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from db.encryption.key_ring import KeyRing
 from db.outcome import Fence, FinishedRequest
 from engine.protocol.engine_spec import EngineSpec
-from engine.protocol.messages import Choice, Output, Params, Request, RequestFailure
+from engine.protocol.output import Choice, Output, RequestFailure
+from engine.protocol.request import Request
+from engine.protocol.sampling_params import SamplingParams
 from tests.samples.model_cards import FAKE_CARD
 from worker.cache.content_cache import MAX_RECENT_SECONDS, ContentCache, num_characters
 from worker.cache.content_key import ContentKey, SharingScope, model_digest
@@ -89,7 +91,7 @@ class Asker:
             id=next(IDS),
             task="generate",
             text=text,
-            params=Params(seed=next(IDS), **params),
+            params=SamplingParams(seed=next(IDS), **params),
             is_interactive=is_interactive,
         )
         engine = engine or self.engine
@@ -143,7 +145,7 @@ def test_a_recent_answer_is_reused_before_it_is_in_the_database(asker: Asker) ->
     assert Output.from_json(json.loads(kept.output)).choices == asker.received[first.id][0].choices
 
 
-def test_a_recent_answer_is_not_held_for_longer_than_it_is_given(
+def test_a_recent_answer_leaves_memory_when_it_is_too_old(
     asker: Asker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is a text: what is erased from the database is to be gone from memory too."""
@@ -179,7 +181,7 @@ def test_a_recent_answer_is_not_held_for_longer_than_it_is_given(
     ],
     ids=lambda each: next(iter(each)),
 )
-def test_whatever_differs_is_computed(asker: Asker, other: dict[str, Any]) -> None:
+def test_any_different_request_is_computed(asker: Asker, other: dict[str, Any]) -> None:
     asker.engine.answer(asker.ask())
     request = asker.ask(**other)
     assert request in other.get("engine", asker.engine).asked
@@ -206,7 +208,7 @@ def test_waiting_requests_get_the_answer_of_a_second_try(asker: Asker) -> None:
     assert asker.engine.asked == [first, second]
 
 
-def test_a_request_that_is_given_up_goes_on_for_others_and_says_nothing_to_its_job(
+def test_a_cancelled_request_goes_on_for_others_and_does_not_answer_its_own_job(
     asker: Asker,
 ) -> None:
     first, second = asker.ask(), asker.ask()
@@ -261,9 +263,7 @@ def test_an_interactive_request_leads_where_the_first_has_failed(asker: Asker) -
 
 
 @pytest.mark.parametrize("params", [{"temperature": 0.7}, {"do_sample": True}, {"top_k": 5}])
-def test_a_sample_without_a_seed_of_its_own_is_shared_with_nobody(
-    asker: Asker, params: dict[str, Any]
-) -> None:
+def test_a_sample_without_a_seed_is_not_shared(asker: Asker, params: dict[str, Any]) -> None:
     first, second = asker.ask(**params), asker.ask(**params)
     asker.engine.answer(first, samples=True)
     asker.ask(**params)
@@ -295,10 +295,13 @@ def test_a_request_that_is_not_shared_can_be_cancelled(asker: Asker) -> None:
     assert asker.engine.cancelled == [second.id]
 
 
-def test_a_sample_with_a_seed_is_shared_with_who_names_the_same(asker: Asker) -> None:
+def test_a_sample_is_shared_by_requests_with_the_same_seed(asker: Asker) -> None:
     def seeded(seed: int) -> Request:
         request = Request(
-            id=next(IDS), task="generate", text="x", params=Params(temperature=0.7, seed=seed)
+            id=next(IDS),
+            task="generate",
+            text="x",
+            params=SamplingParams(temperature=0.7, seed=seed),
         )
         asker.submit(asker.engine, request, asker.cache.key(request, SEEDED, b"one"))
         return request
@@ -309,7 +312,7 @@ def test_a_sample_with_a_seed_is_shared_with_who_names_the_same(asker: Asker) ->
     assert asker.is_shared(same)
 
 
-def test_an_output_of_a_model_that_was_loaded_meanwhile_answers_only_who_asked(
+def test_an_output_of_a_reloaded_model_answers_only_its_own_request(
     asker: Asker,
 ) -> None:
     first, second = asker.ask(), asker.ask()
@@ -329,7 +332,7 @@ def test_an_entry_past_its_ttl_is_computed_again() -> None:
     assert len(asker.engine.asked) == 2
 
 
-def test_measuring_is_shared_with_nobody() -> None:
+def test_measurements_are_not_shared() -> None:
     request = Request(id=1, task="generate", measured_texts=("a",))
     assert MINE.key(request, b"one") is None
 
@@ -385,7 +388,7 @@ def test_texts_have_a_key_each_whatever_they_hold(one: str, other: str) -> None:
     assert (keys[0] == keys[1]) is (one == other)
 
 
-def test_many_threads_that_ask_the_same_are_all_answered_and_nobody_waits_for_ever() -> None:
+def test_many_threads_with_equal_requests_all_get_an_answer() -> None:
     """Some give up and some outputs are failures, in no order; each that stayed has one."""
     asker = Asker()
     over = threading.Event()

@@ -32,7 +32,7 @@ def test_segments_of_one_moment_are_one_commit_and_no_outcome(database: Database
     assert written.outcomes == []
 
 
-def test_the_newest_of_a_place_is_kept(database: Database) -> None:
+def test_the_newest_segment_of_a_position_is_kept(database: Database) -> None:
     fence = claimed_job(database)
     with committing(database, flush_seconds=60.0) as (committer, _):
         committer.keep(part(fence, 4, "of another model"))
@@ -67,7 +67,7 @@ def test_segments_go_when_the_job_has_its_result_and_stay_when_it_has_none(
     assert left == [failed.job_id]
 
 
-def test_a_segment_that_no_database_keeps_takes_nothing_with_it(database: Database) -> None:
+def test_a_segment_that_the_database_refuses_affects_no_other_write(database: Database) -> None:
     one, other = claimed_job(database), claimed_job(database)
     with committing(database, flush_seconds=60.0) as (committer, written):
         committer.keep(part(one, 0, "half a character: \ud83d\x00"))

@@ -42,7 +42,7 @@ def test_an_invalid_entry_is_refused(entry: bytes) -> None:
         envelopes.read(entry, "celery")
 
 
-def test_two_messages_of_one_tag_are_two() -> None:
+def test_entries_with_one_delivery_tag_get_distinct_tags() -> None:
     entry = json.dumps(envelope()).encode()
     tags = {envelopes.read(entry, "celery")["properties"]["delivery_tag"] for _ in range(2)}
     assert len(tags) == 2
@@ -71,7 +71,7 @@ def test_a_message_that_grows_beyond_what_redis_takes_is_too_large(compression: 
     assert (raised.value.reason, raised.value.message_id) == (Reason.TOO_LARGE, "order 7")
 
 
-def test_what_is_set_aside_is_read_again_as_it_was() -> None:
+def test_a_quarantined_message_round_trips() -> None:
     message = SetAside(
         queue="celery",
         reason=Reason.NOT_JSON,

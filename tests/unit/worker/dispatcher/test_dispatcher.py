@@ -173,7 +173,7 @@ def test_an_interactive_job_goes_alone_whatever_the_target(database: Database) -
 
 
 @pytest.mark.usefixtures("broker")
-def test_what_a_dead_worker_left_is_published_again(database: Database) -> None:
+def test_the_jobs_of_a_dead_worker_are_published_again(database: Database) -> None:
     live(database, reports=64)
     fence = claimed_job(database)
     end_lease(database, [fence.job_id])

@@ -45,16 +45,16 @@ def before(place: str, max_characters: int = 1_000, **asked: bool | int) -> list
         ("twice", ["# The ferry"]),
     ],
 )
-def test_a_part_is_told_the_headings_above_it(place: str, expected: list[str]) -> None:
+def test_a_parts_context_has_the_headings_above_it(place: str, expected: list[str]) -> None:
     assert before(place, heading_path=True) == expected
 
 
-def test_what_is_farthest_is_left_out_where_there_is_no_room() -> None:
+def test_the_farthest_context_is_left_out_first() -> None:
     assert before("Old.", 19, heading_path=True) == ["### Oak"]
     assert before("Old.", 5, heading_path=True) == []
 
 
-def test_a_part_is_told_the_sentences_before_it() -> None:
+def test_a_parts_context_has_the_sentences_before_it() -> None:
     assert before("It stands", overlap_sentences=1) == ["It burned."]
     assert before("It stands", overlap_sentences=9) == [
         "# The mill\nIt was built long ago.",
@@ -83,7 +83,7 @@ def test_a_section_begins_at_a_heading_that_is_not_right_below_another() -> None
     st.integers(0, 200),
     st.integers(0, 5),
 )
-def test_it_is_never_longer_than_it_may_be(
+def test_a_context_is_never_longer_than_its_limit(
     text: str, start: int, max_characters: int, overlap: int
 ) -> None:
     context = Context(text, heading_path=True, overlap_sentences=overlap)

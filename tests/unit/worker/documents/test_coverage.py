@@ -8,9 +8,7 @@ from worker.documents.coverage import Coverage, TextRange, left_out, spans
 
 
 @given(ends=st.sets(st.integers(1, 500), min_size=1), data=st.data())
-def test_what_is_read_and_what_is_left_out_tile_the_source(
-    ends: set[int], data: st.DataObject
-) -> None:
+def test_read_and_left_out_ranges_tile_the_source(ends: set[int], data: st.DataObject) -> None:
     tiles = spans(sorted(ends))
     read = data.draw(st.lists(st.sampled_from(tiles), unique=True))
     missing = left_out(read, max(ends))

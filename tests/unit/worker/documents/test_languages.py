@@ -24,7 +24,7 @@ GERMAN = "Die Flut ist niedrig und die Fähre wartet im Hafen."
         ("", ""),
     ],
 )
-def test_short_codes(code: str, expected: str) -> None:
+def test_language_codes_are_shortened(code: str, expected: str) -> None:
     assert short_code(code) == expected
 
 
@@ -63,5 +63,5 @@ def test_an_unclear_language_is_not_guessed(text: str, among: tuple[str, ...]) -
     assert guess.candidates, "somebody is to choose among them"
 
 
-def test_what_a_text_in_another_language_seems_to_be_is_told() -> None:
+def test_a_text_in_an_unexpected_language_is_reported_with_its_language() -> None:
     assert detect(GERMAN, ("en", "fr")).candidates[0][0] == "de"

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.documents.packing import Piece, pack
-from worker.documents.pieces import Boundary
+from worker.documents.splitting import Boundary
 
 SIZES = st.lists(st.integers(0, 12), min_size=1, max_size=200)
 

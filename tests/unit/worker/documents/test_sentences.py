@@ -53,7 +53,7 @@ def test_lone_surrogates_are_letters_like_others() -> None:
         ("ar", ["هل جاء؟", "نعم جاء."]),
     ],
 )
-def test_sentences_with_spaces(language: str, expected: list[str]) -> None:
+def test_sentences_are_split_in_scripts_with_spaces(language: str, expected: list[str]) -> None:
     assert parts(" ".join(expected), language) == expected
 
 
@@ -65,7 +65,7 @@ def test_sentences_with_spaces(language: str, expected: list[str]) -> None:
         ("km", ["សួស្តីពិភពលោក។", "ថ្ងៃនេះអាកាសធាតុល្អណាស់។"]),
     ],
 )
-def test_sentences_without_spaces(language: str, expected: list[str]) -> None:
+def test_sentences_are_split_in_scripts_without_spaces(language: str, expected: list[str]) -> None:
     assert parts("".join(expected), language) == expected
 
 
@@ -128,7 +128,7 @@ class Panic(BaseException):
     """As pyo3's: no Exception."""
 
 
-def test_a_splitter_that_panics_costs_the_nice_split_only(
+def test_a_splitter_that_panics_loses_only_its_boundaries(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     import sentencex

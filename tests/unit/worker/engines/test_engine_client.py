@@ -15,7 +15,9 @@ import pytest
 from db.outcome import Outcome
 from db.session import Database
 from engine.protocol.engine_spec import EngineSpec
-from engine.protocol.messages import Output, Params, Request
+from engine.protocol.output import Output
+from engine.protocol.request import Request
+from engine.protocol.sampling_params import SamplingParams
 from tests.running.workers import PATIENCE_SECONDS, assert_gone, until
 from tests.samples.jobs import answer, claim, insert_jobs, job_row, refusing_commits, states
 from worker.committer import Committer
@@ -56,7 +58,7 @@ def engine(**settings: object) -> Iterator[EngineClient]:
 
 
 def request(number: int, text: str = "a b c", **params: object) -> Request:
-    return Request(id=number, task="generate", text=text, params=Params(**params))  # type: ignore[arg-type]
+    return Request(id=number, task="generate", text=text, params=SamplingParams(**params))  # type: ignore[arg-type]
 
 
 def test_every_request_gets_one_output() -> None:
@@ -120,7 +122,7 @@ def test_several_that_end_the_process_are_each_found() -> None:
     assert {id for id, output in outputs.items() if output.failure} == culprits
 
 
-def test_what_is_cancelled_while_the_process_is_away_is_answered() -> None:
+def test_requests_cancelled_while_the_process_restarts_are_answered() -> None:
     answers = Answers()
     with engine(fake_step_seconds=0.01) as client:
         client.submit([request(n, max_new_tokens=100_000) for n in range(4)], answers.add)

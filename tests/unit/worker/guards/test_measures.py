@@ -45,12 +45,12 @@ def test_a_loop_is_repetition(text: str, at_least: float) -> None:
         " ".join(f"word{each}" for each in range(5000)),
     ],
 )
-def test_prose_is_none(text: str) -> None:
+def test_prose_is_no_repetition(text: str) -> None:
     assert repetition_of(text) < 0.1
 
 
 @given(st.text(max_size=3000))
-def test_a_share_of_any_text(text: str) -> None:
+def test_repetition_is_between_0_and_1_for_any_text(text: str) -> None:
     assert 0.0 <= repetition_of(text) < 1.0
 
 

@@ -70,12 +70,12 @@ ANSWERS = [
 
 
 @pytest.mark.parametrize("text", REFUSALS)
-def test_a_refusal_is_one(text: str) -> None:
+def test_a_typical_refusal_is_detected(text: str) -> None:
     assert is_refusal(text)
 
 
 @pytest.mark.parametrize("text", ANSWERS)
-def test_an_answer_is_none(text: str) -> None:
+def test_an_ordinary_answer_is_no_refusal(text: str) -> None:
     assert not is_refusal(text)
 
 

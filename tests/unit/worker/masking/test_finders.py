@@ -169,7 +169,7 @@ def test_a_form_is_found_in_every_script(rule: str, text: str, seen: str) -> Non
     assert masked(text, "email", "url_secret", "ip", "card", "iban") == seen
 
 
-def test_what_is_put_back_is_as_the_user_wrote_it() -> None:
+def test_restored_values_are_as_the_user_wrote_them() -> None:
     text = "ＤＥ８９ 3704 0044 0532 0130 00 und ４１１１１１１１１１１１１１１１"
     work = Masker(finders_of(MaskingRules(frozenset({"iban", "card"})))).masked({"text": text})
     assert work.put_back(work.contract["text"]) == text

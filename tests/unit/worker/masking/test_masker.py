@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from db.outcome import Answer
-from engine.protocol.messages import ChatTurn
+from engine.protocol.request import ChatTurn
 from tasks.configuration.masking import MaskingRules
 from tests.samples.jobs import answer
 from worker.attempts.dialogue import Dialogue
@@ -23,13 +23,13 @@ def restored(text: str, output: str) -> Answer:
     return EMAILS.masked({"text": text}).restored(answer(output))
 
 
-def test_a_kept_placeholder_is_the_users_own_text_again() -> None:
+def test_a_stored_placeholder_is_restored_to_the_users_text() -> None:
     made = restored("Write to a@b.de or c@d.de.", "Écrire à ⟦EMAIL_2⟧ ou ⟦EMAIL_1⟧.")
     assert made.output == "Écrire à c@d.de ou a@b.de."
     assert made.provenance["masking"] == {"masked": {"EMAIL": 2}, "lost": {}, "invented": {}}
 
 
-def test_what_the_model_lost_or_invented_is_reported_and_no_value_is() -> None:
+def test_lost_and_invented_placeholders_are_reported_without_their_values() -> None:
     made = restored("a@b.de and a@b.de and c@d.de", "⟦EMAIL_1⟧, ⟦EMAIL_9⟧ ⟦CARD_1⟧ ⟦ EMAIL_2⟧")
     assert made.output == "a@b.de, ⟦EMAIL_9⟧ ⟦CARD_1⟧ ⟦ EMAIL_2⟧"
     assert made.provenance["masking"] == {
@@ -69,7 +69,7 @@ def test_another_attempt_makes_the_same_placeholders() -> None:
     assert EMAILS.masked(contract).contract == EMAILS.masked(contract).contract
 
 
-def test_what_an_earlier_attempt_called_something_it_stays_and_the_rest_is_new() -> None:
+def test_placeholders_of_an_earlier_attempt_stay_and_new_matches_get_new_ones() -> None:
     earlier = {"⟦EMAIL_1⟧": "c@d.de", "⟦EMAIL_3⟧": "of rules that were"}
     work = EMAILS.masked({"text": "a@b.de c@d.de e@f.de"}, earlier)
     assert work.contract["text"] == "⟦EMAIL_2⟧ ⟦EMAIL_1⟧ ⟦EMAIL_4⟧"
@@ -95,9 +95,7 @@ def test_what_an_earlier_attempt_called_something_it_stays_and_the_rest_is_new()
         (7, "⟦OTHER_1⟧"),
     ],
 )
-def test_whatever_a_plugged_in_finder_calls_it_is_masked_and_put_back(
-    label: Any, placeholder: str
-) -> None:
+def test_a_match_with_any_label_is_masked_and_restored(label: Any, placeholder: str) -> None:
     """A label of another form went to the model in clear, or never came back into the answer."""
     names = SimpleNamespace(find=lambda text: [Match(3, 6, label)])
     work = Masker((names,)).masked({"text": "Hi Ada, hi"})
@@ -107,7 +105,7 @@ def test_whatever_a_plugged_in_finder_calls_it_is_masked_and_put_back(
     assert made.provenance["masking"]["lost"] == made.provenance["masking"]["invented"] == {}
 
 
-def test_what_a_plugged_in_finder_says_of_places_that_are_none_is_left_out() -> None:
+def test_matches_of_a_plugged_in_finder_outside_the_text_are_ignored() -> None:
     def find(text: str) -> Iterable[Match]:
         return [
             Match(0, 3, "NAME"),
@@ -122,7 +120,7 @@ def test_what_a_plugged_in_finder_says_of_places_that_are_none_is_left_out() -> 
     assert work.contract["text"] == "⟦NAME_1⟧ ⟦NAME_2⟧⟦LOW_1⟧ Bob"
 
 
-def test_what_finders_say_of_the_same_place_is_all_masked() -> None:
+def test_overlapping_matches_are_all_masked() -> None:
     """A longer match goes before a shorter, and of one that overlaps the rest is masked."""
     rest = MaskingRules(
         frozenset({"email"}), finders=("tests.unit.worker.masking.test_masker:OVERLAPPING",)
@@ -187,7 +185,7 @@ def test_a_thought_is_for_the_user_as_the_answer_is() -> None:
 
 
 @pytest.mark.parametrize("asked", [{"json_object": True}, {"json_schema": {"type": "object"}}])
-def test_in_an_answer_of_json_it_is_a_part_of_a_string(asked: dict[str, Any]) -> None:
+def test_a_restored_value_is_escaped_in_a_json_answer(asked: dict[str, Any]) -> None:
     value = 'K-"7"\\\n\u2028é'
     masker = Masker(finders_of(MaskingRules(patterns=(("K", r'K-"7"\\\n.é'),))))
     work = masker.masked({"text": f"Who is {value}?", **asked})
@@ -199,7 +197,7 @@ def test_in_an_answer_of_json_it_is_a_part_of_a_string(asked: dict[str, Any]) ->
     assert made.reasoning == f"{value}?"
 
 
-def test_what_asks_for_an_answer_is_masked_as_what_is_answered() -> None:
+def test_fields_that_reach_the_prompt_are_masked_like_the_text() -> None:
     """A schema is put into the prompt that asks again, a switch into the template's, and a stop
     that the model never writes stops nothing."""
     contract = {

@@ -8,7 +8,7 @@ import pytest
 
 from db.outcome import Answer
 from engine.protocol.engine_spec import EngineSpec
-from engine.protocol.messages import ChatTurn
+from engine.protocol.request import ChatTurn
 from tests.running.attempts import CountingClient, Run
 from worker.attempts.dialogue import Dialogue
 
@@ -121,7 +121,7 @@ def test_a_system_turn_of_ones_own_takes_the_place_of_the_dialogues(
     assert request.messages[0].role == "system"
 
 
-def test_what_the_job_itself_says_is_never_left_out(client: CountingClient) -> None:
+def test_the_jobs_own_messages_are_never_left_out(client: CountingClient) -> None:
     outcome = chat(client, Dialogue((), turns(4, 4)), ("user", "word " * 40)).start().wait()
     assert outcome.error_code == "prompt_too_long"
 

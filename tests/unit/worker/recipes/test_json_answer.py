@@ -79,7 +79,9 @@ def test_an_invalid_answer_is_final_where_the_retry_prompt_does_not_fit(
     assert "(once)" in (outcome.error_message or "")
 
 
-def test_a_prompt_that_is_too_long_is_that_and_not_an_answer(client: CountingClient) -> None:
+def test_a_too_long_prompt_fails_as_such_and_not_as_an_invalid_answer(
+    client: CountingClient,
+) -> None:
     outcome = chat(client, "word " * 80, json_object=True).start().wait()
     assert (outcome.error_code, outcome.output) == ("prompt_too_long", None)
 
@@ -94,7 +96,7 @@ def test_only_the_valid_ones_of_several_answers_are_kept(client: CountingClient)
     assert [answer.output, *answer.alternatives] == ["{}"] * said.count("{}")
 
 
-def test_without_a_schema_nothing_is_said_of_it(client: CountingClient) -> None:
+def test_an_answer_without_a_schema_reports_no_retries(client: CountingClient) -> None:
     for run in (chat, generate):
         answer = run(client, "anything", max_new_tokens=1, json_object=False).answer()
         assert "times_asked" not in answer.provenance

@@ -8,7 +8,8 @@ from uuid import uuid4
 import pytest
 
 from db.outcome import Answer
-from engine.protocol.messages import Choice, Output, Request
+from engine.protocol.output import Choice, Output
+from engine.protocol.request import Request
 from tests.samples.model_cards import FAKE_CARD
 from worker.recipes import RECIPES
 from worker.recipes.recipe import Work

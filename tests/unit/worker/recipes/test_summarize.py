@@ -9,7 +9,7 @@ import pytest
 from db.outcome import Answer
 from db.states import JobState
 from engine.protocol.engine_spec import EngineSpec
-from engine.protocol.messages import Output
+from engine.protocol.output import Output
 from tests.running.attempts import CountingClient, Run
 from worker.documents.words import count_words, first_words
 from worker.engines.engine_client import EngineClient
@@ -48,7 +48,7 @@ def coverage(answer: Answer) -> dict[str, Any]:
     return answer.coverage
 
 
-def test_a_text_that_fits_is_one_request_and_nothing_is_kept_of_it(client: CountingClient) -> None:
+def test_a_text_that_fits_is_one_request_without_segments(client: CountingClient) -> None:
     run = Run(client, {"text": "three words long"})
     answer = run.answer()
     assert len(client.asked) == 1
@@ -110,7 +110,7 @@ def test_every_summary_of_a_part_is_read_in_the_next_round(client: CountingClien
         "今天天气很好。" * 50 + " " + "k " * 100,
     ],
 )
-def test_texts_of_every_shape_come_to_an_answer(
+def test_texts_of_every_shape_get_an_answer(
     client: CountingClient, strategy: str, text: str
 ) -> None:
     answer = Run(client, {"text": text, "strategy": strategy, "max_new_tokens": 5}).answer()
@@ -134,7 +134,7 @@ BOOK = "\n\n".join(
 
 
 @pytest.mark.parametrize("strategy", ["map_reduce", "refine"])
-def test_each_part_is_told_its_headings_and_coverage_counts_none_of_them(
+def test_each_part_gets_its_headings_and_coverage_does_not_count_them(
     client: CountingClient, strategy: str
 ) -> None:
     contract = {"text": BOOK, "strategy": strategy, "heading_path": True, "max_new_tokens": 8}
@@ -172,7 +172,7 @@ def test_each_section_can_be_a_part_of_its_own(client: CountingClient, strategy:
     assert coverage(answer)["strategy"] == "map_reduce"
 
 
-def test_each_part_is_told_the_last_sentences_of_the_one_before(client: CountingClient) -> None:
+def test_each_part_gets_the_last_sentences_of_the_part_before(client: CountingClient) -> None:
     text = " ".join(f"Line {line} is here." for line in range(200))
     contract = {"text": text, "strategy": "map_reduce", "overlap_sentences": 2}
     answer = Run(client, contract).answer()
@@ -218,7 +218,7 @@ def test_truncate_reads_the_beginning_and_says_what_it_left_out(client: Counting
     assert answer.left_out_characters == end - start
 
 
-def test_fail_refuses_what_is_too_long(client: CountingClient) -> None:
+def test_the_strategy_fail_refuses_a_too_long_text(client: CountingClient) -> None:
     outcome = Run(client, {"text": REPORT, "strategy": "fail"}).start().wait()
     assert (outcome.state, outcome.error_code) == (JobState.FAILED, "prompt_too_long")
     assert len(client.asked) == 1

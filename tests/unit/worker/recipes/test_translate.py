@@ -12,7 +12,7 @@ import transformers as hf
 from db.outcome import Answer
 from db.states import JobState
 from engine.protocol.engine_spec import EngineSpec
-from engine.protocol.messages import Choice, Output
+from engine.protocol.output import Choice, Output
 from tests import checkpoints
 from tests.running.translator import Translator
 from tests.running.workers import ROOT
@@ -82,7 +82,9 @@ def test_subtitles_come_back_cue_for_cue(translator: Translator) -> None:
 
 
 @pytest.mark.parametrize("sentence", SIX)
-def test_a_sentence_alone_and_in_company_is_the_same(translator: Translator, sentence: str) -> None:
+def test_a_sentence_is_translated_alone_as_in_its_document(
+    translator: Translator, sentence: str
+) -> None:
     assert translator.answer(sentence).output == SIX[sentence]
 
 
@@ -94,7 +96,7 @@ def test_each_sentence_is_asked_for_once(translator: Translator) -> None:
     assert report(many)["num_sentences"] == report(many)["num_translated"] == 50
 
 
-def test_a_document_of_more_sentences_than_go_together(nllb: Translator) -> None:
+def test_a_document_with_more_sentences_than_a_step_holds_is_translated(nllb: Translator) -> None:
     words = checkpoints.WORDS["en"].split()
     lines = [f"The {one} {other}." for one in words[:18] for other in words[:16]]
     answer = nllb.answer("\n".join(lines), max_new_tokens=2, num_beams=1)
@@ -102,7 +104,7 @@ def test_a_document_of_more_sentences_than_go_together(nllb: Translator) -> None
     assert answer.output.count("\n") == 287
 
 
-def test_several_returned_are_several_documents(translator: Translator) -> None:
+def test_several_returned_sequences_are_several_documents(translator: Translator) -> None:
     answer = translator.answer(
         "The tide is low.\n\nThe ferry waits.", num_beams=3, num_return_sequences=2
     )
@@ -313,7 +315,7 @@ def test_a_sentence_that_stays_empty_is_reported(translator: Translator) -> None
     assert answer.signals.num_empty_parts == 1
 
 
-def test_the_signals_of_a_translation(translator: Translator) -> None:
+def test_a_translation_has_signals_over_all_its_sentences(translator: Translator) -> None:
     answer = translator.answer(" ".join(SIX) + " Nell Nell Nell Nell.")
     signals = answer.signals
     assert signals.num_missed_placeholders == signals.num_empty_parts == 0
@@ -352,7 +354,7 @@ def test_a_retry_that_is_no_better_is_dropped_and_may_fail_the_job(translator: T
     assert (outcome.state, outcome.error_code) == (JobState.FAILED, "quality_guard")
 
 
-def test_a_glossary_is_kept_to(translator: Translator) -> None:
+def test_a_translation_uses_the_terms_of_its_glossary(translator: Translator) -> None:
     text = "The ferry waits at the harbour. The tide is low.\n\n- Did the girls find Nell's hat?"
     glossary = {"harbour": "havre", "tide": "marée", "girls": None}
     answer = translator.answer(text, glossary=glossary)
@@ -367,7 +369,7 @@ def test_a_glossary_is_kept_to(translator: Translator) -> None:
     assert answer.output.count("\n\n- ") == 1
 
 
-def test_terms_and_placeholders_in_one_sentence(translator: Translator) -> None:
+def test_terms_and_placeholders_in_one_sentence_are_both_kept(translator: Translator) -> None:
     answer = translator.answer(
         "Hello {name}, the ferry waits at the **harbour**, see https://x.org/harbour.",
         glossary={"harbour": "havre", "ferry": None},
@@ -391,7 +393,7 @@ def test_a_term_that_cannot_be_kept_is_reported(translator: Translator) -> None:
     assert "havre" in answer.output
 
 
-def test_a_sentence_that_is_only_a_term(translator: Translator) -> None:
+def test_a_sentence_that_is_only_a_term_is_its_translation(translator: Translator) -> None:
     answer = translator.answer("Tidemill. The tide is low.", glossary={"Tidemill": None})
     assert answer.output == "Tidemill. La marée est basse."
     whole = translator.answer("Harbour", glossary={"harbour": "havre"})
@@ -474,7 +476,7 @@ def test_empty_parts_come_back_as_they_are(translator: Translator, text: str) ->
     assert answer.signals.num_empty_parts == 0
 
 
-def test_a_mixed_text_is_in_its_main_language_or_in_none_that_is_told(nllb: Translator) -> None:
+def test_a_mixed_text_has_its_main_language_or_is_unclear(nllb: Translator) -> None:
     english = "The tide is low and the ferry waits at the harbour."
     german = "Die Flut ist niedrig und die Fähre wartet im Hafen."
     fields = {"source_language": "auto", "max_new_tokens": 2, "languages": ("en", "de", "fr")}
@@ -490,7 +492,7 @@ def test_a_mixed_text_is_in_its_main_language_or_in_none_that_is_told(nllb: Tran
         assert report(half.answer)["source_language"] in ("de", "en")
 
 
-def test_und_is_found_out_like_auto(translator: Translator) -> None:
+def test_und_is_detected_like_auto(translator: Translator) -> None:
     answer = translator.answer(" ".join(SIX), source_language="und", languages=("en>fr",))
     assert answer.output == " ".join(SIX.values())
     assert report(answer)["source_language"] == "en"

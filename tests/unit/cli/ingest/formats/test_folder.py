@@ -115,7 +115,7 @@ def test_documents_of_several_places_have_names_that_tell_them_apart(
     assert [row.fields["custom_id"] for row in rows if isinstance(row, Row)] == names
 
 
-def test_a_file_beyond_all_measure_is_not_even_read(
+def test_a_file_over_the_size_limit_is_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cli.documents.reading.MAX_FILE_BYTES", 10)

@@ -131,7 +131,7 @@ def test_csv_leaves_empty_cells_out_and_reads_json_where_it_belongs(tmp_path: Pa
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
-def test_csv_finds_its_delimiter(tmp_path: Path, delimiter: str) -> None:
+def test_the_delimiter_of_a_csv_file_is_detected(tmp_path: Path, delimiter: str) -> None:
     text = "custom_id,text\n1,one\n".replace(",", delimiter)
 
     assert read(open_source(write(tmp_path / "a.csv", text))) == [
@@ -217,7 +217,7 @@ def test_a_header_in_another_encoding_is_refused_as_that(
         ("shift_jis", "Shift_JIS"),
     ],
 )
-def test_csv_is_read_by_its_mark_or_in_the_encoding_that_somebody_names(
+def test_csv_is_read_by_its_byte_order_mark_or_in_the_named_encoding(
     tmp_path: Path, written: str, named: str | None
 ) -> None:
     text = "表" if written == "shift_jis" else "Größe, 5 €" if written == "cp1252" else "é 表"
@@ -245,7 +245,7 @@ def test_a_torn_utf_16_is_refused(tmp_path: Path) -> None:
         read(open_source(file))
 
 
-def test_json_lines_are_read_in_the_encoding_that_somebody_names(tmp_path: Path) -> None:
+def test_json_lines_are_read_in_the_named_encoding(tmp_path: Path) -> None:
     lines = b'{"text": "caf\xe9"}\n' + '{"text": "é"}\n'.encode()
     assert read(open_source(write(tmp_path / "a.jsonl", lines), "windows-1252")) == [
         Row(1, "line 1", {"text": "café"}),

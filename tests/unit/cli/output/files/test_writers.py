@@ -187,7 +187,7 @@ def test_a_formula_is_a_text_to_a_spreadsheet_unless_raw(first: str) -> None:
     assert rows_of([one], columns, raw=True)[1] == [text] * 5
 
 
-def test_what_is_no_formula_is_left_alone() -> None:
+def test_a_text_that_is_no_formula_is_unchanged() -> None:
     for text in ("", "a=b", "the keeper's", "'quoted'", " - a list", "3-4", '"'):
         assert guarded(text) == text
     assert rows_of([job()], ["prompt_tokens"])[1] == ["3"]

@@ -66,7 +66,7 @@ def test_succeeded_jobs_cannot_be_retried() -> None:
         cancel_retry.retry_jobs(Job.tenant == "default", [JobState.SUCCEEDED])
 
 
-def test_no_more_are_changed_at_once_than_asked_for(database: Database) -> None:
+def test_no_more_jobs_are_changed_at_once_than_the_limit(database: Database) -> None:
     ids = [insert_job(database) for _ in range(5)]
     for change in (
         lambda limit: cancel_retry.cancel_jobs(Job.tenant == "default", limit),

@@ -11,9 +11,8 @@ from sqlalchemy.orm import Session
 from uuid_utils.compat import uuid7
 
 from db.clock import seconds_from_now
-from db.models import Job
 from db.outcome import Fence
-from db.queries.jobs import cancel_retry, claims, dispatch
+from db.queries.jobs import claims, dispatch
 from db.session import Database
 from db.states import FINISHED, JobState
 from tests.samples.jobs import (
@@ -143,22 +142,3 @@ def wait_for_a_lock(session: Session) -> None:
     waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
     while not session.scalar(waiting):
         session.execute(text("SELECT pg_sleep(0.01)"))
-
-
-def test_renewing_prolongs_the_leases_of_ones_own_running_attempts(database: Database) -> None:
-    mine, others = claimed_job(database, "one"), claimed_job(database, "two")
-    cancelled = claimed_job(database, "one")
-    with database.write() as session:
-        session.execute(cancel_retry.cancel_jobs(Job.id == cancelled.job_id))
-    before = {fence: job(database, fence.job_id).lease_until for fence in (mine, others)}
-
-    with database.write() as session:
-        ids = [mine.job_id, others.job_id, cancelled.job_id]
-        renewed = session.execute(claims.renew_leases("one", ids, 600)).all()
-
-    assert [tuple(row) for row in renewed] == [(mine.job_id, 1)]
-    now_until = job(database, mine.job_id).lease_until
-    assert now_until is not None
-    assert before[mine] is not None
-    assert (now_until - before[mine]).total_seconds() > 500
-    assert job(database, others.job_id).lease_until == before[others]

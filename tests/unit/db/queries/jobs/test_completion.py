@@ -31,7 +31,7 @@ def unchanged(database: Database, fence: Fence) -> tuple[object, ...]:
     return tuple(getattr(row, column.key) for column in Job.__table__.columns)
 
 
-def test_success(database: Database) -> None:
+def test_a_succeeded_attempt_writes_its_result(database: Database) -> None:
     fence = claimed_job(database)
     assert finish(database, Outcome.succeeded(fence, answer())) == [fence.job_id]
     row = job(database, fence.job_id)
@@ -153,7 +153,7 @@ def test_an_attempt_without_the_right_to_write_changes_nothing(
     assert unchanged(database, fence) == before
 
 
-def test_the_stale_do_not_keep_the_current_from_writing(database: Database) -> None:
+def test_stale_attempts_do_not_keep_current_ones_from_writing(database: Database) -> None:
     stale, current = an_older_attempt(database), claimed_job(database)
     written = finish(
         database, Outcome.succeeded(stale, answer()), Outcome.succeeded(current, answer())

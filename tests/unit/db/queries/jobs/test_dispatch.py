@@ -5,7 +5,7 @@ from uuid import UUID
 
 from db.clock import seconds_from_now
 from db.lane import Lane
-from db.queries.jobs import dispatch, submission
+from db.queries.jobs import dispatch, leases, submission
 from db.session import Database
 from db.states import JobState
 from tests.samples.jobs import (
@@ -26,7 +26,7 @@ def turn(database: Database, limit: int = 10, min_age_seconds: float = 0.0) -> l
         return [job_id for job_id, _ in session.execute(found)]
 
 
-def test_the_turn_goes_by_age(database: Database) -> None:
+def test_jobs_are_published_in_order_of_age(database: Database) -> None:
     ids = [insert_job(database) for _ in range(3)]
     assert turn(database) == sorted(ids, key=lambda each: (job(database, each).turn_at, each))
     assert turn(database, limit=2) == turn(database)[:2]
@@ -91,28 +91,6 @@ def test_marking_leaves_what_was_claimed_meanwhile(database: Database) -> None:
     assert job(database, running).published_at is None
 
 
-def test_jobs_of_a_dead_worker_go_back_in_line_unblamed(database: Database) -> None:
-    dead, alive = claimed_job(database), claimed_job(database)
-    end_lease(database, [dead.job_id])
-    with database.write() as session:
-        requeued = session.execute(dispatch.requeue_expired_leases(10)).all()
-    assert [(row.id, row.attempt) for row in requeued] == [(dead.job_id, 1)]
-    row = job(database, dead.job_id)
-    assert (row.state, row.attempt, row.failures, row.owner) == (JobState.QUEUED, 1, 0, None)
-    assert job(database, alive.job_id).state == JobState.RUNNING
-    assert turn(database) == [dead.job_id]
-
-
-def test_no_more_leases_are_requeued_than_asked_for(database: Database) -> None:
-    fences = [claimed_job(database) for _ in range(5)]
-    end_lease(database, [fence.job_id for fence in fences])
-    counts = []
-    for _ in range(4):
-        with database.write() as session:
-            counts.append(len(session.execute(dispatch.requeue_expired_leases(2)).all()))
-    assert counts == [2, 2, 1, 0]
-
-
 def test_expired_leases_and_deadlines_are_found(database: Database) -> None:
     def has_run_out() -> bool:
         with database.read() as session:
@@ -125,7 +103,7 @@ def test_expired_leases_and_deadlines_are_found(database: Database) -> None:
     end_lease(database, [lease.job_id])
     assert has_run_out()
     with database.write() as session:
-        session.execute(dispatch.requeue_expired_leases(10)).all()
+        session.execute(leases.requeue_expired_leases(10)).all()
     assert not has_run_out()
     set_columns(database, [deadline], deadline=seconds_from_now(-1))
     assert has_run_out()
@@ -194,7 +172,7 @@ def test_what_is_past_its_deadline_expires_and_may_write_no_more(database: Datab
     assert job(database, finished).state == JobState.SUCCEEDED
 
 
-def test_no_more_jobs_expire_at_once_than_asked_for(database: Database) -> None:
+def test_no_more_jobs_expire_at_once_than_the_limit(database: Database) -> None:
     past = [insert_job(database) for _ in range(5)]
     set_columns(database, past, deadline=seconds_from_now(-1))
     counts = []

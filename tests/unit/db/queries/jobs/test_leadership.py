@@ -16,7 +16,7 @@ def lead(database: Database, leader: str) -> bool:
         return dispatch.lead(session, "dispatcher", leader, 10)
 
 
-def test_one_leads_until_it_resigns(database: Database) -> None:
+def test_a_leader_leads_until_it_resigns(database: Database) -> None:
     assert lead(database, "one")
     assert not lead(database, "two")
     assert lead(database, "one"), "a leader keeps the leadership"

@@ -24,7 +24,7 @@ from db.clock import seconds_from_now
 from db.lane import Lane
 from db.models import AttemptRow, Job, Payload, Result
 from db.outcome import Fence, Outcome
-from db.queries.jobs import cancel_retry, claims, completion, dispatch, submission
+from db.queries.jobs import cancel_retry, completion, dispatch, leases, submission
 from db.session import Database
 from db.states import NEXT, RETRIABLE, UNFINISHED, JobState
 from tests.samples.jobs import answer, claim, insert_jobs, job_row
@@ -178,7 +178,7 @@ class Protocol(RuleBasedStateMachine):
         now = self.clock.seconds
         long_ago = seconds_from_now(-LOST_SECONDS)
         with self.database.write() as session:
-            left = session.execute(dispatch.requeue_expired_leases(100)).all()
+            left = session.execute(leases.requeue_expired_leases(100)).all()
             overdue = session.scalars(dispatch.expire_overdue(100)).all()
             waiting = session.execute(dispatch.published_long_ago(LOST_SECONDS)).all()
             if waiting and not self.messages:
@@ -238,7 +238,7 @@ class Protocol(RuleBasedStateMachine):
     @rule(owner=OWNERS)
     def renew(self, owner: str) -> None:
         with self.database.write() as session:
-            statement = claims.renew_leases(owner, list(self.told), LEASE_SECONDS)
+            statement = leases.renew_leases(owner, list(self.told), LEASE_SECONDS)
             renewed = session.execute(statement).all()
         held = [told for told in self.told.values() if told.holder and told.holder.owner == owner]
         assert {tuple(row) for row in renewed} == {

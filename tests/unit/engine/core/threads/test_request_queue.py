@@ -1,5 +1,5 @@
 from engine.core.threads.request_queue import RequestQueue
-from engine.protocol.messages import Request
+from engine.protocol.request import Request
 
 
 def test_interactive_requests_leave_the_queue_before_bulk_ones_that_came_earlier():

@@ -16,7 +16,7 @@ from engine.core.threads.request_queue import RequestQueue
 from engine.core.threads.tokenizer import TokenizerThread
 from engine.errors import PromptTooLong
 from engine.protocol.engine_spec import EngineSpec
-from engine.protocol.messages import Request
+from engine.protocol.request import Request
 
 LONG = "long"
 NUM_SLICES = 5

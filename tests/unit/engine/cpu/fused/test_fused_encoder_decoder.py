@@ -139,7 +139,7 @@ def test_heads_that_are_no_whole_registers_are_decoded_fused_and_encoded_by_the_
 
 
 @pytest.mark.parametrize("num_threads", [1, 2, 3])
-def test_a_row_gives_the_same_bits_alone_and_in_company(num_threads: int) -> None:
+def test_a_row_gives_the_same_bits_alone_and_in_a_batch(num_threads: int) -> None:
     runner = fused_runner_of(t5gemma())
     before = torch.get_num_threads()
     torch.set_num_threads(num_threads)

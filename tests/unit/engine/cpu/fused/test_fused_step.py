@@ -13,7 +13,7 @@ from engine.attention.hf_plugin import install as install_attention
 from engine.attention.selection import contiguous_kv_cache
 from engine.cpu.kernels import decode_attention, prefill_attention
 from engine.cpu.linear import MakeLinear, PackedLinear
-from engine.cpu.quantized import Int8Linear
+from engine.cpu.quantized_linear import Int8Linear
 from engine.kv_cache.planning.kv_shape import probe_kv_shape
 from engine.runners.causal import CausalRunner
 from engine.runners.step_executor import EagerExecutor, FusedExecutor
@@ -78,7 +78,7 @@ def logits_alone(runner: CausalRunner, prompt: list[int], following: list[int]) 
 
 @pytest.mark.parametrize("num_threads", [1, 2, 3])
 @pytest.mark.parametrize("kind", FUSED)
-def test_a_row_gives_the_same_bits_alone_and_in_company(kind: str, num_threads: int) -> None:
+def test_a_row_gives_the_same_bits_alone_and_in_a_batch(kind: str, num_threads: int) -> None:
     runner = runner_of(model_of(kind))
     first, second = prompt_of(70), prompt_of(9)
     before = torch.get_num_threads()

@@ -67,7 +67,7 @@ def test_terms_are_found_at_word_boundaries(
         ({"tide": None}, "Tide tide", ["Tide", "tide"]),
     ],
 )
-def test_how_a_translation_is_written(
+def test_a_translated_term_follows_the_case_of_its_source(
     entries: dict[str, str | None], text: str, expected: list[str]
 ) -> None:
     assert [translation for _, translation in found(entries, text)] == expected

@@ -140,7 +140,9 @@ def test_spans_are_in_order_and_apart_and_fragments_lose_nothing(text: str) -> N
         ("{name}, {name}: {{ n }}.", {"{name}": -1}),
     ],
 )
-def test_a_translation_is_held_to_the_letter(translation: str, expected: dict[str, int]) -> None:
+def test_a_translation_must_keep_placeholders_exactly(
+    translation: str, expected: dict[str, int]
+) -> None:
     source = "{name}: you have {{ n }}."
     assert missed(source, find_spans(source), translation) == expected
 

@@ -213,7 +213,7 @@ def test_a_fence_that_nothing_closes_hides_nothing() -> None:
         ("It is\\\nlow.", ["It is", "low."]),
     ],
 )
-def test_what_is_form_and_what_is_not(text: str, expected: list[str]) -> None:
+def test_running_text_and_form_are_told_apart(text: str, expected: list[str]) -> None:
     document = of(text)
     assert [each for each in texts(document) if each != "-->"] == [
         each for each in expected if each != "-->"
@@ -427,7 +427,7 @@ def test_a_long_sentence_without_spaces_is_cut_at_its_words() -> None:
         "e\u0301" * 500_000,
     ],
 )
-def test_one_line_of_a_million_characters(text: str) -> None:
+def test_a_line_of_a_million_characters_is_split_in_bounded_time(text: str) -> None:
     document = Translatable.of(text, "en")
     assert document.join([text[each.start : each.end] for each in document.sentences]) == text
 
@@ -443,7 +443,7 @@ def test_one_line_of_a_million_characters(text: str) -> None:
         ("Low tide 🌊. Ferry 👨‍👩‍👧‍👦 waits! 🇫🇷", "en", None),
     ],
 )  # fmt: skip
-def test_right_to_left_emoji_and_tables(
+def test_right_to_left_text_emoji_and_tables_keep_their_layout(
     text: str, language: str, sentences: list[str] | None
 ) -> None:
     document = Translatable.of(text, language)

@@ -1,4 +1,4 @@
-"""Company: the trials of a proof in flight, where they join and leave while others run."""
+"""Answers the trials of a proof in flight; sequences join and leave at different steps."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from engine.backends.inflight import InflightBackend, Runner, RunningSequence
+from engine.backends.inflight import InflightBackend, RunningSequence
 from engine.core.completion import Completion
 from engine.core.sequence import Sequence
 from engine.proof.answered_alone import AnsweredAlone
@@ -20,6 +20,7 @@ from engine.proof.trials import (
     sequence,
     shortened,
 )
+from engine.runners.base import Runner
 from engine.sampling.resolve_params import ResolvedParams
 from engine.sampling.sampler import TokenChoice
 
@@ -28,10 +29,10 @@ if TYPE_CHECKING:
 
 
 class RecordingBackend(InflightBackend):
-    """Keeps the logits of every step."""
+    """An InflightBackend that records the logits of every step."""
 
     def __init__(self, exact: GenerateBackend, runner: Runner, drawn: Sequence | None) -> None:
-        """drawn: whose beams are drawn by lot"""
+        """drawn: the sequence whose beams are reordered at random"""
         super().__init__(exact, runner)
         self.logits: dict[int, list[Tensor]] = {}
         self.drawn = drawn
@@ -53,11 +54,14 @@ class RecordingBackend(InflightBackend):
         return super()._choose_one(running, logits, argmax)
 
 
-def run_in_company(
+def answer_in_flight(
     exact: GenerateBackend, runner: Runner, alone: AnsweredAlone
 ) -> dict[int, tuple[list[list[int]], list[Tensor]]]:
-    """The tokens and logits of each request, as they join one or three at a time, and one that
-    never ends is dropped on the way. Twice, the second time in another order."""
+    """Return the tokens and logits of each trial, by sequence id.
+
+    The trials join one or three at a time, and one more sequence is dropped before its end. All run
+    twice, the second time in reverse order; once if the model is slow.
+    """
     results = {}
     trials = alone.trials
     num_drawn_steps = NUM_STEPS_IF_SLOW if alone.is_slow else NUM_STEPS
@@ -78,7 +82,7 @@ def run_in_company(
         while waiting or running:
             num_joining = 3 if num_steps % 2 else 1
             if num_steps % 3 == 2:
-                num_joining = 0  # a step without anybody new
+                num_joining = 0  # a step without a new sequence
             admitted, waiting = waiting[:num_joining], waiting[num_joining:]
             ended = backend.run(tuple(running), tuple(admitted))
             both = [*running, *admitted]

@@ -1,7 +1,7 @@
-"""Linear layers with rounded weights, int8 or bfloat16: less to read, and faster products.
+"""Linear layers with rounded weights, int8 or bfloat16: less memory to read, and faster products.
 
-Everything but the products stays in float32. An answer may differ from that in float32; how
-often is in docs/performance.md.
+All but the products stays in float32. An answer may differ from that in float32;
+docs/performance.md says how often.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ RoundRows = Callable[[Tensor, int], tuple[Tensor, Tensor]]  # as `round_rows`
 
 
 class Int8Linear(nn.Module):
-    """A linear layer of int8 weights with a scale for each output, and a scale for each row.
+    """A linear layer with int8 weights, a scale for each output and a scale for each row.
 
-    The products are of integers and so exact, and a row's scale depends on no other row: an
-    answer is the same, bit by bit, whatever shares its step.
+    Products of integers are exact, and a row's scale depends on no other row, so an answer has the
+    same bits alone and in a batch.
     """
 
     MIN_WEIGHTS: ClassVar[int] = PackedLinear.MIN_WEIGHTS
@@ -48,7 +48,7 @@ class Int8Linear(nn.Module):
 
     @staticmethod
     def rounding() -> RoundRows:
-        """Return what rounds the rows."""
+        """Return the function that rounds rows."""
         return compiled_rounding()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ class Int8Linear(nn.Module):
 
 
 class PlainInt8Linear(Int8Linear):
-    """The same layer, with nothing of ours compiled."""
+    """An Int8Linear without compiled code of ours."""
 
     @staticmethod
     def rounding() -> RoundRows:
@@ -75,8 +75,10 @@ def integer_product(
 ) -> Tensor:
     """Multiply bytes by packed int8 weights.
 
-    rows: (rows, in) uint8, in which the byte `zero` stands for 0; scales: (out,) float32;
-    zeros: (out,) int32, what stands for 0 in the weights; returns (rows, out) float32
+    rows:    (rows, in) uint8, with zero stored as `zero`
+    scales:  (out,) float32
+    zeros:   (out,) int32: the number that stands for 0 in the weights
+    returns: (rows, out) float32
     """
     product: Tensor = torch.ops.onednn.qlinear_pointwise(
         rows, 1.0, zero, packed, scales, zeros, None, 1.0, 0, torch.float32, "none", [], ""
@@ -86,11 +88,11 @@ def integer_product(
 
 @cache
 def row_steps() -> int:
-    """Return the number of steps to each side of zero that rows are rounded to.
+    """Return the number of steps on each side of zero to which rows are rounded.
 
-    Without VNNI (AVX2, and AVX-512 before it) a processor adds two products in 16 bits, which two
-    of 255 by 127 exceed: the sum is cut off, and the answers of a model with large activations
-    are noise. Rows of seven bits leave every sum exact.
+    Without VNNI (AVX2, and AVX-512 before it) a processor adds two products in 16 bits. Two
+    products of 255 by 127 overflow that, and the answers of a model with large activations become
+    noise. Rows of seven bits leave every sum exact.
     """
     width = 64
     weight = torch.full((width, width), ALL_STEPS, dtype=torch.int8)
@@ -102,7 +104,7 @@ def row_steps() -> int:
 
 
 class HalfLinear(nn.Module):
-    """A linear layer of bfloat16 weights and rows, whose sums are in float32.
+    """A linear layer with bfloat16 weights and rows, and float32 sums.
 
     It needs `has_bfloat16_products`.
     """
@@ -130,10 +132,10 @@ class HalfLinear(nn.Module):
         return y if self.bias is None else y.add_(self.bias)
 
     def _product_of_few(self, rows: Tensor) -> Tensor:
-        """rows: (at most AMX_ROWS, in) bfloat16; returns (rows, out) in bfloat16.
+        """Multiply few rows. rows: (at most AMX_ROWS, in) bfloat16; returns (rows, out) bfloat16
 
-        With AMX, oneDNN sums the same row in another order where more rows are beside it, or an
-        odd number of them. So it always gets the same number.
+        With AMX, oneDNN sums a row in another order if there are more rows, or an odd number of
+        them. So rows are always padded to the same number.
         """
         padded = nn.functional.pad(rows, (0, 0, 0, AMX_ROWS - len(rows)))
         y = torch.ops.mkldnn._linear_pointwise(padded, self.packed, None, "none", [], "")
@@ -141,14 +143,16 @@ class HalfLinear(nn.Module):
 
 
 def has_bfloat16_products() -> bool:
-    """Return whether oneDNN multiplies bfloat16 on this processor: with AVX-512, or
-    AVX-NE-CONVERT. torch's own product is six times slower than in float32 elsewhere."""
+    """Return whether oneDNN multiplies bfloat16 on this processor: with AVX-512 or AVX-NE-CONVERT.
+
+    Elsewhere torch's own product is six times slower than in float32.
+    """
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 @cache
 def compiled_rounding() -> RoundRows:
-    """Return the compiled `round_rows`, or torch's where there is none that agrees with it."""
+    """Return the compiled `round_rows` if it agrees with torch's, else torch's."""
     module = kernel_module("kernels.quantize_rows")
     if module is None:
         return round_rows
@@ -169,10 +173,10 @@ def compiled_rounding() -> RoundRows:
 
 
 def round_rows(rows: Tensor, num_steps: int) -> tuple[Tensor, Tensor]:
-    """Round each row by a scale of its own, to `num_steps` at most on each side of zero.
+    """Round each row by its own scale to `num_steps` on each side of zero.
 
-    rows: (rows, width) float32; returns the same in uint8, where num_steps + 1 stands for zero,
-    and (rows, 1) float32 scales
+    rows:    (rows, width) float32
+    returns: the same in uint8, with zero stored as num_steps + 1, and (rows, 1) float32 scales
     """
     scales = rows.abs().amax(dim=1, keepdim=True).clamp_(min=1e-30) / num_steps
     return torch.floor(rows * (1 / scales) + (num_steps + 1.5)).to(torch.uint8), scales

@@ -1,4 +1,4 @@
-"""compressed-tensors: integers in words or bytes, or floats of eight or four bits."""
+"""compressed-tensors: packed integers, or floats of eight or four bits."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.quantized.bits import FP4, nibbles, powers, spread, unpacked
-from engine.quantized.fp8 import FP8
+from engine.quantization.bits import FP4, nibbles, powers, spread, unpacked
+from engine.quantization.fp8 import FP8
 
 COMPANIONS = (
     ".weight_scale", ".weight_zero_point", ".weight_g_idx", ".weight_shape",
@@ -24,7 +24,7 @@ BITS = (4, 8)
 
 
 def why_not(settings: Mapping[str, Any]) -> str | None:
-    """The settings that are not unpacked here, in words; None if all are."""
+    """The settings that are not supported here, in words; None if all are."""
     groups = settings.get("config_groups") or {}
     formats = {settings.get("format"), *(each.get("format") for each in groups.values())}
     for each in sorted(filter(None, formats)):
@@ -61,7 +61,7 @@ def unpack(
 
 
 def in_words(base: str, packed: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Tensor:
-    """Signed integers, each raised by half of its range so that it has no sign."""
+    """Unpack signed integers that are stored with an offset of half their range."""
     num_rows, num_columns = packed[f"{base}.weight_shape"].tolist()
     words = packed[f"{base}.weight_packed"]
     num_bits = next(
@@ -97,7 +97,7 @@ def of_integers(
 def floats_of_four_bits(
     weight: Tensor, packed: Mapping[str, Tensor], base: str, settings: Mapping[str, Any]
 ) -> Tensor:
-    """NVFP4, whose scales have a scale of their own, or MXFP4, whose scales are powers of two."""
+    """Unpack NVFP4 (scales have a common scale) or MXFP4 (scales are powers of two)."""
     values = FP4[nibbles(weight)]
     scales = powers(packed[f"{base}.weight_scale"])
     if (of_all := packed.get(f"{base}.weight_global_scale")) is not None:
@@ -106,7 +106,7 @@ def floats_of_four_bits(
 
 
 def blocks_of(settings: Mapping[str, Any]) -> list[tuple[int, int]]:
-    """Rows and columns that share a scale, of every group of modules that has such blocks."""
+    """The possible block sizes (rows, columns) that share a scale, over all groups of modules."""
     blocks = []
     for group in (settings.get("config_groups") or {}).values():
         weights = group.get("weights") or {}

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.documents import pieces as module
+from worker.documents import splitting as module
 from worker.documents.graphemes import is_between_graphemes
-from worker.documents.pieces import Boundary, boundary_at, piece_ends, pieces, plain_pieces
+from worker.documents.splitting import Boundary, boundary_at, piece_ends, pieces, plain_pieces
 
 TEXTS = st.text(st.characters(), max_size=300) | st.lists(
     st.sampled_from(
@@ -122,7 +122,7 @@ class Loses:
 
 
 @pytest.mark.parametrize("broken", [Panics(), Loses()])
-def test_a_splitter_that_fails_costs_the_nice_cuts_only(
+def test_a_splitter_that_fails_loses_only_its_boundaries(
     broken: object, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(module, "_splitter", lambda max_characters: broken)

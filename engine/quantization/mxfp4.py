@@ -1,4 +1,4 @@
-"""MXFP4: the experts of gpt-oss, four bits of a float with a power of two for 32 of them."""
+"""MXFP4: the experts of gpt-oss, four-bit floats with a power-of-two scale for each 32."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from engine.quantized.bits import FP4, nibbles, powers
+from engine.quantization.bits import FP4, nibbles, powers
 
 COMPANIONS = ("_scales",)
 
@@ -15,7 +15,7 @@ COMPANIONS = ("_scales",)
 def unpack(
     name: str, packed: Mapping[str, Tensor], settings: Mapping[str, Any]
 ) -> tuple[str, Tensor] | None:
-    """blocks: (experts, outputs, groups, 16); the weight: (experts, inputs, outputs)"""
+    """Unpack the experts' blocks, (experts, outputs, groups, 16), to (experts, inputs, outputs)."""
     if not name.endswith("_blocks"):
         return None
     base = name.removesuffix("_blocks")

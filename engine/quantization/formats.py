@@ -1,7 +1,7 @@
-"""Formats: how a configuration says that weights are packed, and what unpacks them.
+"""Quantization formats: how a configuration names them, and the code that unpacks each.
 
-What is unpacked is what the packed numbers stand for, in float32: an integer of at most eight bits
-times a scale in half precision is exact there, and nothing is rounded again.
+Weights are unpacked to exactly the float32 numbers that they stand for: an integer of at most eight
+bits times a scale in half precision is exact in float32, so nothing is rounded again.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.quantized import bitsandbytes, compressed_tensors, fp8, integers, mxfp4
+from engine.quantization import bitsandbytes, compressed_tensors, fp8, integers, mxfp4
 
 
 class Unreadable(Exception):
-    """Why packed weights cannot be unpacked here, in words."""
+    """The reason that quantized weights cannot be unpacked here, in words."""
 
 
-# Whether a name is that of a packed weight is found out from what lies beside it.
+# Unpacks the weight of this name if its companion tensors exist; else returns None.
 Unpack = Callable[[str, Mapping[str, Tensor], Mapping[str, Any]], tuple[str, Tensor] | None]
 
 
@@ -28,11 +28,11 @@ Unpack = Callable[[str, Mapping[str, Tensor], Mapping[str, Any]], tuple[str, Ten
 class Format:
     name: str
     unpack: Unpack
-    companions: tuple[str, ...]  # endings of names that are of no use by themselves
-    settings: Mapping[str, Any]  # what the configuration says of it
+    companions: tuple[str, ...]  # name suffixes of tensors that only accompany a weight
+    settings: Mapping[str, Any]  # of the configuration
 
     def weights(self, packed: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, bool]]:
-        """Name, weight and whether it was packed, for every weight of a checkpoint.
+        """Yield the name and value of every weight of a checkpoint, and whether it was quantized.
 
         Raises Unreadable.
         """
@@ -53,7 +53,7 @@ class Format:
 
 
 def lacks_scale(name: str, weight: Tensor) -> bool:
-    """Whether numbers that stand for others are alone."""
+    """Whether a tensor that no format has unpacked holds quantized numbers, which need a scale."""
     if weight.dtype in fp8.FP8:
         return True
     is_integer = weight.dtype in (torch.int8, torch.uint8, torch.int32)
@@ -93,12 +93,12 @@ PACKAGES = {
     "torchao": "torchao accelerate",
     "vptq": "vptq accelerate",
 }
-# Of auto-round, the packings that are another's.
+# The packings of auto-round that are those of other formats.
 AUTO_ROUND = {"auto_round:auto_gptq": "gptq", "auto_round:auto_awq": "awq"}
 
 
 def settings_of(config: Any) -> dict[str, Any] | None:
-    """The settings of packed weights in a configuration; None where it has none."""
+    """The quantization settings of a configuration; None if it has none."""
     for each in (config, config.get_text_config(decoder=True)):
         settings = getattr(each, "quantization_config", None)
         if settings is not None:
@@ -107,7 +107,7 @@ def settings_of(config: Any) -> dict[str, Any] | None:
 
 
 def looks_packed(names: Iterable[str]) -> bool:
-    """Whether tensors of which a model knows nothing belong to packed weights."""
+    """Whether tensors that a model does not know belong to quantized weights."""
     companions = tuple(each for _, endings in UNPACKED.values() for each in endings)
     return any(
         name.endswith((".qweight", ".weight_packed", "_blocks", *companions)) for name in names
@@ -122,7 +122,7 @@ def method_of(settings: Mapping[str, Any]) -> str:
 
 
 def format_of(settings: Mapping[str, Any]) -> Format:
-    """Raises Unreadable."""
+    """The format that the settings name. Raises Unreadable."""
     method = method_of(settings)
     if method == "auto-round":
         method = AUTO_ROUND.get(str(settings.get("packing_format")), method)
@@ -136,7 +136,7 @@ def format_of(settings: Mapping[str, Any]) -> Format:
 
 
 def why_not(method: str, settings: Mapping[str, Any]) -> str | None:
-    """The part of a format that is not unpacked here, in words; None if all is."""
+    """The part of a format that is not supported here, in words; None if all is."""
     if method in integers.VERSIONS:
         known, version = integers.VERSIONS[method], integers.version_of(settings)
         if version is not None and version not in known:

@@ -1,8 +1,8 @@
-"""Pieces: a text cut at its natural boundaries, so that joined they are the text again.
+"""Splitting: cuts a text into pieces at its natural boundaries. Joined they are the text again.
 
-`semantic-text-splitter` knows paragraphs, sentences and words in every script, Thai and
-Chinese among them. What it may do wrong costs a document its nice cuts and never its job:
-its pieces are checked, and ours take their place.
+`semantic-text-splitter` knows paragraphs, sentences and words in every script, Thai and Chinese
+included. If it misbehaves, a document loses its good boundaries and never its job: its pieces are
+checked, and else replaced by our own.
 """
 
 import logging
@@ -16,10 +16,10 @@ from worker.documents.graphemes import is_between_graphemes, safe_cut
 
 log = logging.getLogger(__name__)
 
-# Cut at once, in a few milliseconds. The library takes time that grows with the square of
-# a run without spaces; so does this bound.
+# The window that is split at once, in a few milliseconds. The library's time grows with the square
+# of a run without spaces, which this bounds.
 WINDOW_CHARACTERS = 16_384
-NEAR = 80  # characters around a place, in which it is seen what ends there
+NEAR = 80  # characters around a place that decide what ends there
 HEADING = re.compile(r"^(?=#{1,6}\s)", re.MULTILINE)
 SURROGATES = {code: "\ufffd" for code in range(0xD800, 0xE000)}
 SENTENCE_END = re.compile(
@@ -39,7 +39,7 @@ class Boundary(IntEnum):
 
 
 def boundary_at(text: str, at: int) -> Boundary:
-    """The largest unit that ends where a piece does."""
+    """The largest unit that ends at a place."""
     if HEADING.match(text, at) and (at == 0 or text[at - 1] in "\n\r"):
         return Boundary.HEADING
     before, after = text[max(at - NEAR, 0) : at], text[at : at + NEAR]
@@ -56,7 +56,7 @@ def boundary_at(text: str, at: int) -> Boundary:
 def piece_ends(text: str, max_characters: int) -> Iterator[int]:
     """The ends of a text's pieces, in order; the last is the text's length.
 
-    Cut window by window, so that a document of millions of characters holds nobody up.
+    The text is cut window by window, so that a document of millions of characters delays no other.
     """
     start = 0
     size = max(WINDOW_CHARACTERS, 4 * max_characters)
@@ -64,14 +64,14 @@ def piece_ends(text: str, max_characters: int) -> Iterator[int]:
         window = text[start : start + size]
         parts = pieces(window, max_characters)
         if start + len(window) < len(text) and len(parts) > 1:
-            parts.pop()  # its end is that of the window; the next one finds a better
+            parts.pop()  # it ends at the window's end; the next window finds a better end
         for piece in parts:
             start += len(piece)
             yield start
 
 
 def pieces(text: str, max_characters: int) -> list[str]:
-    """The text in pieces of at most so many characters. Always: joined they are the text."""
+    """Split a text into pieces of at most `max_characters`. Always: joined they are the text."""
     sections = [each for each in HEADING.split(text) if each]
     return [piece for section in sections for piece in _pieces(section, max_characters)]
 
@@ -84,9 +84,10 @@ def _pieces(text: str, max_characters: int) -> list[str]:
 
 
 def _semantic_pieces(text: str, max_characters: int) -> list[str] | None:
-    """The pieces that the library finds; None where it finds none of use."""
+    """The pieces that the library finds; None if they are unusable."""
     try:
-        # It takes no half characters. The shadow is as long, so its cuts are the text's.
+        # The library takes no lone surrogates. The shadow has equal length, so its cuts fit the
+        # text.
         lengths = [
             len(each) for each in _splitter(max_characters).chunks(text.translate(SURROGATES))
         ]
@@ -116,7 +117,7 @@ def _splitter(max_characters: int) -> Any:
 
 
 def plain_pieces(text: str, max_characters: int) -> list[str]:
-    """The same by our own rules: paragraph, line, sentence, word, character."""
+    """Split by our own rules: paragraph, line, sentence, word, character."""
     parts, start = [], 0
     while start < len(text):
         end = _plain_end(text, start, max_characters)
@@ -130,7 +131,7 @@ def _plain_end(text: str, start: int, max_characters: int) -> int:
     if end >= len(text):
         return len(text)
     for cut in CUTS:
-        # In the second half only: a piece of three words is no piece.
+        # In the second half only, since a piece of three words is useless.
         ends = [
             each.end()
             for each in cut.finditer(text, start + max_characters // 2, end)

@@ -1,4 +1,4 @@
-"""FP8: eight bits of a float, with a scale for a block, a row or the whole."""
+"""FP8: eight-bit floats with a scale for each block, each row or the whole tensor."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.quantized.bits import powers, spread
+from engine.quantization.bits import powers, spread
 
 COMPANIONS = (
     "_scale_inv", ".weight_scale", ".input_scale", ".activation_scale", ".input_scale_ub",

@@ -1,4 +1,4 @@
-"""Files: the tensors of a checkpoint by name, each read when it is options for."""
+"""The tensors of a checkpoint's files by name, read when they are used."""
 
 from __future__ import annotations
 

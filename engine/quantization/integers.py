@@ -1,4 +1,4 @@
-"""Integers: GPTQ and AWQ, four or eight bits with a scale and a zero for each group of inputs."""
+"""GPTQ and AWQ: four- or eight-bit integers with a scale and a zero for each group of inputs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.quantized.bits import unpacked, width_of_blocks
+from engine.quantization.bits import unpacked, width_of_blocks
 
 COMPANIONS = (".qzeros", ".scales", ".g_idx")
 BITS = (2, 4, 8)
@@ -20,8 +20,10 @@ AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 def gptq(
     name: str, packed: Mapping[str, Tensor], settings: Mapping[str, Any]
 ) -> tuple[str, Tensor] | None:
-    """A word holds inputs, of one output; the zeros are one less than they stand for, in all but
-    the second version."""
+    """Unpack a GPTQ weight. A word holds several inputs of one output.
+
+    Zeros are stored minus one, in all but the second version of the format.
+    """
     if not name.endswith(".qweight"):
         return None
     base = name.removesuffix(".qweight")
@@ -43,7 +45,7 @@ def gptq(
 def awq(
     name: str, packed: Mapping[str, Tensor], settings: Mapping[str, Any]
 ) -> tuple[str, Tensor] | None:
-    """A word holds outputs, of one input, in an order of their own."""
+    """Unpack an AWQ weight. A word holds several outputs of one input, in a fixed permutation."""
     if not name.endswith(".qweight"):
         return None
     base = name.removesuffix(".qweight")
@@ -61,7 +63,7 @@ def in_order(values: Tensor) -> Tensor:
 
 
 def groups_of(num_inputs: int, num_groups: int, settings: Mapping[str, Any]) -> Tensor:
-    """The group of each input."""
+    """The group of each input: (num_inputs,)."""
     size = settings.get("group_size", settings.get("q_group_size")) or -1
     # Modules may differ from what the configuration says of all.
     sizes = [size] if -(-num_inputs // size) == num_groups else []
@@ -69,8 +71,7 @@ def groups_of(num_inputs: int, num_groups: int, settings: Mapping[str, Any]) -> 
 
 
 def version_of(settings: Mapping[str, Any]) -> str | None:
-    """How the words are laid out, by the names that several libraries have for the setting; None:
-    as the first version of a format."""
+    """The version of the word layout, under the names of several libraries; None: the first."""
     if settings.get("is_marlin_format"):
         return "marlin"
     if settings.get("backend") == "llm-awq":
@@ -81,6 +82,10 @@ def version_of(settings: Mapping[str, Any]) -> str | None:
 
 
 def restored(values: Tensor, zeros: Tensor, scales: Tensor, groups: Tensor) -> Tensor:
-    """(outputs, inputs) float32. values: (inputs, outputs); zeros, scales: (groups, outputs)"""
+    """Return the weight, (outputs, inputs) float32.
+
+    values:        (inputs, outputs)
+    zeros, scales: (groups, outputs)
+    """
     weight = (values - zeros[groups]).float() * scales.float()[groups]
     return weight.T.contiguous()

@@ -1,4 +1,4 @@
-"""Bits: small integers out of the words that several of them share."""
+"""Unpacks small integers from the words or bytes that hold several of them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from torch import Tensor
 
 
 def unpacked(words: Tensor, num_bits: int, dim: int) -> Tensor:
-    """The unsigned integers of int32 words along a dimension, the lowest bits first; int32.
+    """Unpack unsigned integers from int32 words along a dimension, lowest bits first.
 
-    A word holds as many as fit into 32 bits.
+    words:   int32; a word holds as many integers as fit into 32 bits
+    returns: int32, larger along `dim`
     """
     per_word = 32 // num_bits
     shifts = torch.arange(per_word, dtype=torch.int32) * num_bits
@@ -23,30 +24,34 @@ def unpacked(words: Tensor, num_bits: int, dim: int) -> Tensor:
 
 
 def nibbles(packed: Tensor, high_first: bool = False) -> Tensor:
-    """Two integers of four bits from each byte, along the last dimension; int64."""
+    """Unpack two four-bit integers from each byte.
+
+    Returns int64, twice as long in the last dimension.
+    """
     low, high = packed & 0xF, packed >> 4
     pair = (high, low) if high_first else (low, high)
     return torch.stack(pair, -1).flatten(-2).long()
 
 
-# What four bits stand for in E2M1, by their number.
+# The values of the four-bit codes of E2M1.
 FP4 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
 FP4 = torch.cat([FP4, -FP4])
 
 
 def powers(exponents: Tensor) -> Tensor:
-    """The scales that bytes in E8M0 stand for; other scales as float32."""
+    """Convert scales to float32; bytes are read as E8M0 exponents. Returns the same shape."""
     if exponents.dtype != torch.uint8:
         return exponents.float()
-    # They are the exponents of a float32, whose least is beyond them.
+    # The bytes are float32 exponents; the smallest is a subnormal number.
     words = exponents.int() << 23
     return torch.where(exponents == 0, 1 << 22, words).int().view(torch.float32)
 
 
 def spread(scales: Tensor, shape: torch.Size, blocks: Iterable[tuple[int, int]] = ()) -> Tensor:
-    """Scales of a weight, or of its blocks, as wide as the weight in its last two dimensions.
+    """Expand the scales of a weight's blocks to the weight's last two dimensions.
 
-    blocks: rows and columns that may share a scale; none: the numbers of scales divide the weight
+    blocks:  the possible rows and columns of a block; none: the number of scales divides the size
+    returns: a tensor that broadcasts to `shape`
     """
     if scales.numel() == 1:
         return scales.reshape(())
@@ -61,9 +66,11 @@ def spread(scales: Tensor, shape: torch.Size, blocks: Iterable[tuple[int, int]] 
 
 
 def width_of_blocks(size: int, num: int, widths: Iterable[int]) -> int:
-    """How many of `size` numbers share one of `num` scales. Raises ValueError where it is not sure.
+    """How many of `size` numbers share one of `num` scales.
 
-    widths: those that the settings name; none: they divide evenly
+    Raises ValueError if it is ambiguous.
+
+    widths: the widths that the settings name; none: the blocks are equal
     """
     known = {each for each in widths if each > 0}
     fitting = {each for each in known if -(-size // each) == num}

@@ -20,7 +20,8 @@ from engine.checkpoint.loader import Checkpoint
 from engine.checkpoint.weights.digests import weight_digests
 from engine.errors import Unloadable
 from engine.protocol.engine_spec import EngineSpec
-from engine.protocol.messages import Params, Request
+from engine.protocol.request import Request
+from engine.protocol.sampling_params import SamplingParams
 from tests import checkpoints
 from tests.checkpoints import packing
 from tests.parity.trials.alone import Alone
@@ -44,7 +45,7 @@ def set_packing(folder: Path, **values) -> None:
 
 
 @pytest.mark.parametrize("format_", packing.FORMATS)
-def test_what_is_packed_is_what_it_stands_for(format_, folder_of, tmp_path):
+def test_packed_weights_unpack_to_exactly_their_numbers(format_, folder_of, tmp_path):
     folder, plain = packed("llama", format_, folder_of, tmp_path)
     found = Checkpoint.load(spec_of(folder))
     expected = load_file(plain / "model.safetensors")
@@ -61,12 +62,14 @@ def test_what_is_packed_is_what_it_stands_for(format_, folder_of, tmp_path):
 
 
 @pytest.mark.parametrize("format_", ["gptq_act_order", "awq", "nf4_nested", "ct_int4", "fp8"])
-def test_it_answers_in_flight_as_the_float_one_by_generate(format_, folder_of, tmp_path):
+def test_a_quantized_checkpoint_answers_in_flight_as_the_float_one_by_generate(
+    format_, folder_of, tmp_path
+):
     folder, plain = packed("llama", format_, folder_of, tmp_path)
     spec = spec_of(folder)
     engine = load(spec)
     assert isinstance(engine, RouterBackend)
-    params = Params(max_new_tokens=9, min_new_tokens=9, do_sample=False)
+    params = SamplingParams(max_new_tokens=9, min_new_tokens=9, do_sample=False)
     asked = [
         Request(id=at, task="generate", text=text, params=params)
         for at, text in enumerate(checkpoints.sentences(6))
@@ -171,7 +174,7 @@ def test_blocks_are_unpacked_as_transformers_unpacks_them(format_, folder_of, tm
         assert torch.equal(found.get_parameter(name), own), name
 
 
-def test_a_second_rounding_is_said(folder_of, tmp_path, caplog):
+def test_rounding_of_quantized_weights_is_reported(folder_of, tmp_path, caplog):
     folder, _ = packed("llama", "gptq", folder_of, tmp_path)
     card = Checkpoint.load(spec_of(folder, dtype="bfloat16")).card
     assert "14 weights unpacked from gptq to bfloat16, 14 rounded again to bfloat16" in card.weights
@@ -203,7 +206,7 @@ def test_four_bits_of_a_float_are_whole_in_bfloat16(folder_of, tmp_path):
         ("gptq", {"quant_method": "modelopt"}, ["modelopt", "transformers does not read"]),
     ],
 )
-def test_what_cannot_be_unpacked_is_refused_with_the_remedy(
+def test_a_format_that_cannot_be_unpacked_is_refused_with_the_remedy(
     format_, change, words, folder_of, tmp_path
 ):
     folder, _ = packed("llama", format_, folder_of, tmp_path)
@@ -253,7 +256,7 @@ def test_packed_weights_of_which_the_configuration_says_nothing_are_named(
         Checkpoint.load(spec_of(folder))
 
 
-def test_an_order_of_numbers_for_one_gpu_is_refused(folder_of, tmp_path):
+def test_a_layout_made_for_one_gpu_is_refused(folder_of, tmp_path):
     folder, _ = packed("llama", "bnb_int8", folder_of, tmp_path)
     weights = load_file(folder / "model.safetensors")
     name = next(each for each in sorted(weights) if each.endswith("weight_format"))
@@ -264,5 +267,5 @@ def test_an_order_of_numbers_for_one_gpu_is_refused(folder_of, tmp_path):
 
 
 def test_packing_is_made_by_other_code_than_unpacking():
-    assert "engine.quantized" not in Path(packing.__file__).read_text()
+    assert "engine.quantization" not in Path(packing.__file__).read_text()
     assert packing.__name__ in sys.modules

@@ -1,4 +1,4 @@
-"""bitsandbytes: four bits that number the values of a table, or eight with a scale for a row."""
+"""bitsandbytes: four-bit indices into a table of values, or int8 with a scale for each row."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from engine.quantized.bits import nibbles
+from engine.quantization.bits import nibbles
 
 STATE = ".weight.quant_state.bitsandbytes__"
-ROWS = 0  # of the orders that numbers of eight bits may be in
+ROWS = 0  # the row-major one of the possible int8 layouts
 COMPANIONS = (
     ".weight.absmax", ".weight.quant_map", ".weight.nested_absmax", ".weight.nested_quant_map",
     f"{STATE}nf4", f"{STATE}fp4", ".SCB", ".weight_format",
@@ -35,7 +35,7 @@ def unpack(
 
 
 def four_bits(name: str, packed: Mapping[str, Tensor], state: Mapping[str, Any]) -> Tensor:
-    """float32, of the shape that the state names."""
+    """Unpack a four-bit weight to float32, of the shape that the state names."""
     scales = packed[f"{name}.absmax"]
     if (table := packed.get(f"{name}.nested_quant_map")) is not None:
         # The scales are packed themselves.

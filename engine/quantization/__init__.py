@@ -1,0 +1,1 @@
+"""Quantized checkpoints: unpacks their weights to floats, for machines without kernels for them."""

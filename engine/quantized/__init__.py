@@ -1,1 +1,0 @@
-"""Quantized checkpoints: their packed numbers as floats, for machines without kernels for them."""
