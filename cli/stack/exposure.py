@@ -15,7 +15,7 @@ from sqlalchemy.engine import URL
 LOCAL_NAMES = ("localhost", "localhost.localdomain", "ip6-localhost")
 # Of libpq: what lets in without a password in the URL.
 CREDENTIALS = ("passfile", "password", "service", "sslcert")
-# Of libpq: what a connection may be told by its URL, a service file or a variable, in this order.
+# libpq's environment variables by connection option; the URL and a service file take precedence.
 VARIABLES = {
     "host": "PGHOST",
     "hostaddr": "PGHOSTADDR",
@@ -25,7 +25,7 @@ VARIABLES = {
     "channel_binding": "PGCHANNELBINDING",
 }
 ROOT_CERTIFICATE = Path("~/.postgresql/root.crt")  # libpq's own place
-# What somebody between us and the server can do, by `sslmode`.
+# What an attacker between worker and server can do, by `sslmode`.
 WEAKNESSES = {
     "disable": "is not encrypted: whoever is between reads every text",
     "allow": "is not encrypted unless the server insists: whoever is between reads every text",
@@ -58,7 +58,7 @@ def redis_exposure(url: str, settings: Mapping[str, str]) -> str | None:
     """
     parts = urlsplit(url)
     query = parse_qs(parts.query)
-    # To a client `optional` is `required`: a server always has a certificate.
+    # For a client `optional` means `required`, since a server always sends a certificate.
     if query.get("ssl_cert_reqs", [""])[-1] == "none" and not is_local(parts.hostname):
         return (
             f"no certificate of {parts.hostname} is checked (ssl_cert_reqs), so that whoever is "
@@ -108,35 +108,35 @@ def database_exposure(url: URL, environment: Mapping[str, str] = os.environ) -> 
 
 
 def database_tls_weakness(url: URL, environment: Mapping[str, str] = os.environ) -> str | None:
-    """A sentence on a way to a PostgreSQL of another machine that others can listen in on, or
-    answer on; None for one that is closed to them."""
+    """A sentence on a connection to a remote PostgreSQL that others can read or impersonate; None
+    if they cannot."""
     if url.get_backend_name() == "sqlite":
         return None
     options = _connection_options(url, environment)
     remote = _remote_hosts(options)
     if not remote:
         return None
-    # Kerberos, and a password whose proof names the certificate, let nobody stand between.
+    # Kerberos encryption, and SCRAM with channel binding, both authenticate the server.
     if options.get("gssencmode") == "require" or options.get("channel_binding") == "require":
         return None
-    # With the authorities of this machine libpq checks names too, unless it is told otherwise.
+    # With the system's certificate authorities, libpq's default is verify-full.
     default = "verify-full" if options.get("sslrootcert") == "system" else "prefer"
     mode = options.get("sslmode", default)
     knows_authority = options.get("sslrootcert") or ROOT_CERTIFICATE.expanduser().is_file()
-    # With a file of authorities `require` is what `verify-ca` is.
+    # With a root certificate file libpq treats `require` as `verify-ca`.
     meant = "verify-ca" if mode == "require" and knows_authority else mode
     weakness = WEAKNESSES.get(meant)
     if weakness is None:
-        return None  # verify-full, or a word with which libpq does not connect
+        return None  # verify-full, or a value that libpq refuses
     return (
-        f"the way to {', '.join(remote)} {weakness} (sslmode {mode}); give "
-        "sslmode=verify-full and the file of its authority as sslrootcert in "
-        "TIDEMILL_DATABASE_URL, and there the host by the name in its certificate"
+        f"the connection to {', '.join(remote)} {weakness} (sslmode {mode}); give "
+        "sslmode=verify-full and its authority's certificate file as sslrootcert in "
+        "TIDEMILL_DATABASE_URL, with the host name that its certificate has"
     )
 
 
 def _connection_options(url: URL, environment: Mapping[str, str]) -> dict[str, str]:
-    """What libpq is told of a connection, from wherever it takes it."""
+    """The options of a connection as libpq merges them: URL, service file, environment."""
     in_url = {name: _joined(value) for name, value in url.query.items()}
     if url.host and not in_url.get("host"):
         in_url["host"] = url.host
@@ -150,7 +150,7 @@ def _connection_options(url: URL, environment: Mapping[str, str]) -> dict[str, s
 
 
 def _service_options(service: str, environment: Mapping[str, str]) -> dict[str, str]:
-    """The options under a name in libpq's file of services, the user's before the machine's."""
+    """The options of a service in libpq's service files, the user's file first."""
     files = [Path(environment.get("PGSERVICEFILE") or Path.home() / ".pg_service.conf")]
     if folder := environment.get("PGSYSCONFDIR"):
         files.append(Path(folder) / "pg_service.conf")
@@ -161,20 +161,22 @@ def _service_options(service: str, environment: Mapping[str, str]) -> dict[str, 
         try:
             parser.read(file, encoding="utf-8")
         except (NotReadable, UnicodeDecodeError, OSError):
-            continue  # libpq says so itself
+            continue  # libpq reports it when it connects
         if parser.has_section(service):
             return dict(parser[service])
     return {}
 
 
 def _remote_hosts(options: Mapping[str, str]) -> list[str]:
-    """The hosts that are other machines; of a host with an address it is the address that counts,
-    and the name is what is shown."""
+    """The names of the hosts that are other machines.
+
+    Where a host has an address as well (`hostaddr`), the address decides.
+    """
     hosts, addresses = (options.get(name, "").split(",") for name in ("host", "hostaddr"))
     places = max(len(hosts), len(addresses))
     named = hosts + [""] * (places - len(hosts))
     reached = addresses + [""] * (places - len(addresses))
-    # As SQLAlchemy takes several hosts, each may have its port behind it.
+    # Of several hosts in SQLAlchemy's form each may be followed by its port.
     shown = [re.sub(r"\A([^:]*):[0-9]*\Z", r"\1", each) for each in named]
     return [
         name or address

@@ -113,7 +113,7 @@ def find_drift(
 
 
 def _places(session: Session) -> Iterator[tuple[str, str]]:
-    """Each model and task with an ended job; a look at the index for each."""
+    """Each model and task with an ended job, by one index lookup each."""
     first = select(Job.model, Job.task).where(ENDED).order_by(Job.model, Job.task).limit(1)
     place = session.execute(first).first()
     while place is not None:
@@ -126,12 +126,12 @@ def _places(session: Session) -> Iterator[tuple[str, str]]:
 def _sample(
     session: Session, model: str, task: str, begin: datetime, end: datetime
 ) -> Sequence[Any]:
-    """At most MAX_ROWS of the jobs that ended then, drawn evenly, with their signals."""
+    """The signals of an unbiased sample of at most MAX_ROWS jobs that ended in a period."""
     share = 1
     while (num := _num_looked_at(session, model, task, begin, end, share)) > MAX_LOOKED_AT:
         share *= 4
     if num < MAX_ROWS and share > 1:
-        share //= 4  # most of them ended in a moment or two: too many are better than too few
+        share //= 4  # most ended at a few instants: rather too many entries than too few
     looked_at = _ended(session, model, task, begin, end, share).limit(MAX_LOOKED_AT).subquery()
     ids = select(looked_at.c.id).order_by(random_bits(looked_at.c.id), looked_at.c.id)
     return session.execute(
@@ -150,7 +150,7 @@ def _sample(
 def _num_looked_at(
     session: Session, model: str, task: str, begin: datetime, end: datetime, share: int
 ) -> int:
-    """The number of ended jobs in a share of a period, counted until it is too many."""
+    """The number of ended jobs in a share of a period, counted to MAX_LOOKED_AT + 1 at most."""
     some = _ended(session, model, task, begin, end, share).limit(MAX_LOOKED_AT + 1).subquery()
     return session.execute(select(func.count()).select_from(some)).scalar_one()
 
@@ -158,10 +158,10 @@ def _num_looked_at(
 def _ended(
     session: Session, model: str, task: str, begin: datetime, end: datetime, share: int
 ) -> Select[*tuple[Any, ...]]:
-    """The ids of jobs that ended in a period, or in moments that are one part in `share` of it.
+    """The ids of the jobs that ended in a period, or in 1/share of it.
 
-    The period is cut into equal parts with a moment in each, at a place that differs from part to
-    part, so that what happens every so often is met as often as it happens.
+    For share > 1 the period is cut into NUM_MOMENTS equal parts, and 1/share of each is selected,
+    at an offset that varies from part to part, so that no periodic load is over-represented.
     """
     of_place = and_(Job.model == model, Job.task == task, ENDED)
     if share == 1:
@@ -172,7 +172,7 @@ def _ended(
     following = parts.c.number + 1
     parts = parts.union_all(select(following).where(following < NUM_MOMENTS))
     number = parts.c.number
-    # Multiples of the golden ratio, less what is whole of them, lie as evenly as numbers can.
+    # Fractional parts of multiples of the golden ratio are evenly distributed.
     place: ColumnElement[Any] = cast((number * 618_034) % 1_000_000, Float) / 1_000_000.0
     since_begin = cast(number, Float) * part_seconds + place * (part_seconds - moment_seconds)
     in_moment = select(Job.id).where(
@@ -182,14 +182,14 @@ def _ended(
     )
     if session.get_bind().dialect.name == "sqlite":
         return in_moment.select_from(parts.join(Job, true()))
-    # Joined, a table of which PostgreSQL has no statistics yet is read for every moment anew. A
-    # limit keeps it from joining.
+    # As a join, PostgreSQL would scan a table without statistics once for each moment. The limit
+    # keeps it from turning LATERAL into one.
     found = in_moment.correlate(parts).limit(MAX_LOOKED_AT + 1).lateral("found")
     return select(found.c.id).select_from(parts.join(found, true()))
 
 
 class random_bits(FunctionElement[str]):
-    """The last 32 bits of an id, in an order that says nothing of what they are the id of."""
+    """The last 32 bits of an id, which are random in UUIDv7."""
 
     type = String()
     name = "random_bits"

@@ -14,7 +14,7 @@ from worker.masking.match import Match
 # address without a space; they belong to it only where it has no other letters.
 _LETTERS = r"A-Za-z0-9_\u00c0-\u0dff\u1e00-\u1fff"
 AT, AT_IN_URL = re.compile("@"), re.compile("@|%40")
-# Signs that may be a part of it, but not `/=?|`, which stand before one as often.
+# Punctuation of a local part, without `/=?|`, which often precede an address.
 _SIGNS = ".+%'’!#$&*^{}~-"
 LOCAL = re.compile(rf"[{_LETTERS}{_SIGNS}]{{1,64}}\Z")
 ANY_LOCAL = re.compile(rf"[\w{_SIGNS}]{{1,64}}\Z")
@@ -31,7 +31,7 @@ RUN = re.compile(
     r"[:?](?:(?<=:)\\?/\\?/|(?<=\?)(?=[\w.%\[\]-]{1,60}=))[^\s<>\"\x00]{1,4000}"
 )
 SLASHES = re.compile(r":\\?/\\?/")
-# A password may have a slash in it that should have been encoded; behind a port there is a path.
+# A password may contain an unencoded slash; after a port a slash begins the path.
 USERINFO = re.compile(
     r"[^/?#\x00]{0,256}@|[^/?#:@\[\x00]{0,64}:(?![0-9]{1,5}[/?#])[^@\x00]{1,256}@"
 )
@@ -47,7 +47,7 @@ SECRET = re.compile(
     r"=(?P<value>[^&;#\s\x00]{1,2000})",
     re.IGNORECASE,
 )
-# What separates the parameters of a URL that is itself the value of one, encoded, of equal length.
+# Encoded separators in a URL that is the value of a parameter.
 ENCODED = re.compile("%(?:3F|26|3B|23|3D)", re.IGNORECASE)
 BEHIND_A_URL = ".,:!?)]}'*`"
 IPV4 = re.compile(
@@ -104,7 +104,7 @@ class UrlSecrets:
                     yield Match(start, userinfo.end() - 1, "SECRET")
             yield from _secrets(text, start, end)
             if "%3" in text[start:end]:
-                # Of a URL within the URL.
+                # A URL within the URL.
                 decoded = ENCODED.sub(_padded, text[start:end])
                 for each in _secrets(decoded, 0, len(decoded)):
                     yield Match(start + each.start, start + each.end, each.kind)
@@ -118,7 +118,7 @@ def _secrets(text: str, start: int, end: int) -> Iterator[Match]:
 
 
 def _padded(encoded: re.Match[str]) -> str:
-    """The sign that is meant, in as many characters: a name may begin and end with a dash."""
+    """The decoded separator, padded to equal length by dashes, which names may contain."""
     sign = chr(int(encoded.group()[1:], 16))
     return f"--{sign}" if sign == "=" else f"{sign}--"
 

@@ -7,7 +7,7 @@ may have spaces and dashes of any kind, and invisible characters.
 import unicodedata
 from functools import cache
 
-# What is seen as nothing, beside category Cf: joiners, fillers, and what chooses a glyph.
+# Invisible characters outside category Cf: joiners, fillers and variation selectors.
 UNSEEN = {0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x3164, 0xFFA0, *range(0x180B, 0x1810)}
 UNSEEN |= {*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)}
 DASHES = "\u2212\u00ad"  # minus, soft hyphen; category Pd has the rest
@@ -23,7 +23,7 @@ def folded(text: str) -> str:
 
 
 def unseen_in(text: str) -> set[str]:
-    """The characters of a text that nobody sees."""
+    """The invisible characters of a text."""
     return set() if text.isascii() else {each for each in set(text) if is_unseen(each)}
 
 
@@ -46,5 +46,5 @@ def _folded(character: str) -> str:
     if category == "Pd" or character in DASHES:
         return "-"
     plain = unicodedata.normalize("NFKC", character)
-    # Full width, bold, circled: the same sign. But a raised digit is a note to a number.
+    # Full-width, bold and circled forms. A superscript digit is a footnote mark, not a digit.
     return plain if len(plain) == 1 and plain.isascii() and category != "No" else character

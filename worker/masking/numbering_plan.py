@@ -1,23 +1,23 @@
-"""Numbering plans: which groups of digits can be no telephone number at all.
+"""Numbering plans: rule out groups of digits that cannot be telephone numbers.
 
-`phonenumbers` decides what is one, at some 50 microseconds a group. A text of a million digits has
-hundreds of thousands of groups, so most of them are ruled out first, by what its own rules demand
-of the digits. A group that cannot be ruled out here for certain is left to it.
+`phonenumbers` takes about 50 microseconds to parse a group, and a text of a million digits has
+hundreds of thousands of them. Most are ruled out here first, by necessary conditions from its own
+metadata. Any group that is not ruled out for certain is left to `phonenumbers`.
 """
 
 import re
 from functools import cache, cached_property
 from typing import Any
 
-# An extension may follow, or something else than a number: all of it is left to `phonenumbers`.
+# Signs of an extension or a format of its own, which are left to `phonenumbers`.
 UNSURE = re.compile(r"[^\W\d_]|[#~;:=,\uff03\uff5e]")
 BEGINS_WITH_PLUS = re.compile(r"[^0-9+\uff0b]*[+\uff0b]")
 NO_DIGITS = re.compile(r"[^0-9]+")
 FIRST_GROUP_ONLY = re.compile(r"\(?(?:\\|\$)1\)?")
-MAX_DIGITS = 60  # of any prefixes and a number, by far
-MIN_DIGITS_ABROAD = 6  # with what is dialled before it
-MAX_CODE = 3  # digits of a country's code
-# Of which each number is one at least.
+MAX_DIGITS = 60  # far more than any prefixes and a number have
+MIN_DIGITS_ABROAD = 6  # including the international prefix
+MAX_CODE = 3  # digits of a country code
+# The types of number; a valid number has at least one of them.
 KINDS = (
     *("fixed_line", "mobile", "toll_free", "premium_rate", "shared_cost"),
     *("personal_number", "voip", "pager", "uan", "voicemail"),
@@ -25,7 +25,7 @@ KINDS = (
 
 
 class NumberingPlan:
-    """What a number without a country's code may be in a region; None: nothing."""
+    """The conditions on numbers of a region; None: every number needs a country code."""
 
     def __init__(self, region: str | None) -> None:
         import phonenumbers
@@ -36,16 +36,16 @@ class NumberingPlan:
         code = phonenumbers.country_code_for_region(region)
         plans = _plans_of(code)
         self._country = _countries()[str(code)]
-        # Of the region itself, and of the one that stands for all of its code.
+        # The plans of the region itself and of the main region of its country code.
         own = [phonenumbers.PhoneMetadata.metadata_for_region(region), plans[0]]
         self._abroad = _either([each.international_prefix for each in own])
         self._prefix = _either([str(code), *(each.national_prefix_for_parsing for each in own)])
-        # Where an area's code may be left out, the number is longer than its digits.
+        # If an area code may be left out, the number is longer than its written digits.
         self._adds_digits = any(each.national_prefix_transform_rule for each in own)
         lengths = {each for plan in plans for each in plan.general_desc.possible_length}
         self._min_digits = 2 if self._adds_digits else min(lengths)
         shortest = min(self._min_digits, MIN_DIGITS_ABROAD)
-        self.shortest = re.compile(rf"(?:[0-9]\S*?){{{shortest}}}")  # a word that may be one
+        self.shortest = re.compile(rf"(?:[0-9]\S*?){{{shortest}}}")  # a word with enough digits
         formats = plans[0].number_format
         self._needs_prefix = [_needs_prefix(each) for each in formats]
         self._formats = _either(
@@ -53,7 +53,7 @@ class NumberingPlan:
         )
 
     def rules_out(self, group: str) -> bool:
-        """Whether digits, with whatever stands between them, are no number for certain."""
+        """Whether a group of digits and separators certainly is no number."""
         has_plus = BEGINS_WITH_PLUS.match(group) is not None
         if self.region is None and not has_plus:
             return True
@@ -70,39 +70,39 @@ class NumberingPlan:
             return True
         if self._prefix.match(digits):
             return not (self._adds_digits or self._country.may_end_with_one(digits))
-        # Nothing is taken from its beginning, so all of it is the number, which is written with
-        # a prefix if its format says so.
+        # No prefix is stripped, so the digits are the whole number; and they are refused if the
+        # number's format requires a prefix.
         if not self._country.may_be_one(digits):
             return True
         found = self._formats.match(digits)
         return found is not None and self._needs_prefix[int(str(found.lastgroup)[1:])]
 
     def _rules_out_abroad(self, digits: str) -> bool:
-        """The same behind a plus."""
+        """The same for digits after a plus."""
         countries = _countries()
         for length in range(1, MAX_CODE + 1):
             if (country := countries.get(digits[:length])) is not None:
                 rest = digits[length:]
                 return not (country.adds_digits or country.may_end_with_one(rest))
-        return self.region is None  # else it is read once more, as if there were no plus
+        return self.region is None  # else it is parsed once more without the plus
 
 
 class Country:
-    """The numbers behind a country's code, which several regions may share."""
+    """The numbers of a country code, which several regions may share."""
 
     def __init__(self, code: int) -> None:
         self._code = code
 
     @cached_property
     def adds_digits(self) -> bool:
-        """Whether a number behind the code may be longer than what is written."""
+        """Whether parsing may add digits to a number of this code."""
         return bool(_plans_of(self._code)[0].national_prefix_transform_rule)
 
     def may_be_one(self, digits: str) -> bool:
         return self._number.match(digits) is not None
 
     def may_end_with_one(self, digits: str) -> bool:
-        """Whether a number is left when some of the first digits are taken for a prefix."""
+        """Whether the digits are a number after some of the first are stripped as a prefix."""
         return self._end.match(digits) is not None
 
     @cached_property
@@ -129,7 +129,7 @@ def _countries() -> dict[str, Country]:
 
 
 def _plans_of(code: int) -> list[Any]:
-    """Those of the regions that share a code; the first stands for all of them."""
+    """The plans of the regions that share a country code, the main region first."""
     import phonenumbers
 
     return [
@@ -148,7 +148,7 @@ def _leading(number_format: Any) -> str:
 
 
 def _needs_prefix(number_format: Any) -> bool:
-    """Whether a number of this format is written with a prefix before it."""
+    """Whether a number of this format must be written with a national prefix."""
     rule = number_format.national_prefix_formatting_rule
     is_optional = number_format.national_prefix_optional_when_formatting
     return bool(rule) and not is_optional and not FIRST_GROUP_ONLY.fullmatch(rule)

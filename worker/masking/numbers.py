@@ -14,7 +14,7 @@ CARD = re.compile(
     r"(?=(?P<rest>(?:[ -]?[0-9]){12,18}"
     r"|[0-9]{3}(?:[\s./_-]{1,3}[0-9]{4}){3}|[0-9]{3}[\s./_-]{1,3}[0-9]{6}[\s./_-]{1,3}[0-9]{5}))"
 )
-# A space may stand behind the country's letters, too.
+# A space may follow the country's letters.
 IBAN = re.compile(
     r"[0-9](?:(?<=[A-Za-z]{2}[0-9])(?<![A-Za-z0-9][A-Za-z]{2}[0-9])"
     r"|(?<=[A-Za-z]{2}[ -][0-9])(?<![A-Za-z0-9][A-Za-z]{2}[ -][0-9]))"

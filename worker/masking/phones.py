@@ -1,4 +1,4 @@
-"""Telephone numbers, by the numbering plans of all countries, as `phonenumbers` has them."""
+"""Finds telephone numbers by the numbering plans of all countries, with `phonenumbers`."""
 
 import re
 import sys
@@ -11,21 +11,22 @@ from worker.masking.match import Match
 from worker.masking.numbering_plan import NumberingPlan
 
 PLUS = re.compile(r"[+\uff0b]")
-# A time or a price may end so, before another number.
+# `00` followed by a space may also be the end of a time or a price.
 DIALLED_PLUS = re.compile(r"(?<![\w+])00(?=[1-9])|(?<![\w+:.,])00(?=[ -][1-9])")
-# What a candidate is cut at other than spaces; and an hour at its end, which may be a date's.
+# Separators other than spaces that `phonenumbers` splits a candidate at, extensions, and an hour at
+# its end, which may belong to a timestamp.
 OTHER_CUTS = re.compile(
     r"[/(\[.\uff08\uff3b\uff0f\u2012-\u2015\uff0d]|\s-|-\s|[^\W\d_]|[#~;:=,]| [0-2][0-9]\Z"
 )
-WORD = re.compile(r"\S*[\w#]")  # without the signs behind it
-NUM_BEHIND = 3  # characters behind a candidate that are looked at: `:30` behind a date and an hour
+WORD = re.compile(r"\S*[\w#]")  # without trailing punctuation
+NUM_BEHIND = 3  # characters after a candidate that matter: `:30` after a date and an hour
 
 
 class Phones:
-    """Finds phone numbers. `00` before a country's code is its `+`, as it is dialled."""
+    """Finds phone numbers. `00` before a country code counts as `+`."""
 
     def __init__(self, regions: Collection[str]) -> None:
-        """regions: of numbers without a country's code"""
+        """regions: of numbers without a country code"""
         try:
             import phonenumbers
         except ImportError:
@@ -50,26 +51,26 @@ class Phones:
 
 @cache
 def matcher_type() -> Any:
-    """The matcher of `phonenumbers`, but in bounded time.
+    """The matcher of `phonenumbers`, made faster.
 
-    What it finds is the same, and would be in a version in which these methods of its own are
-    called otherwise: it would only take longer again.
+    It finds the same numbers. It overrides private methods; should a later version rename them, it
+    would only be slow again.
     """
     import phonenumbers
 
     class BoundedMatcher(phonenumbers.PhoneNumberMatcher):
         def __init__(self, text: str, plan: NumberingPlan) -> None:
-            # By itself it gives up on a text in which 65,535 groups turned out to be none.
+            # By default it gives up on a text after 65,535 groups that are no numbers.
             super().__init__(text, plan.region, max_tries=sys.maxsize)
             self._plan = plan
 
         def _extract_match(self, candidate: str, offset: int) -> Any:
-            """The first number in a range of digits and what stands between them."""
+            """The first number within a candidate, a range of digits and separators."""
             if self._plan.region is None and not PLUS.search(candidate):
                 return None
             if not OTHER_CUTS.search(candidate) and self._plan.rules_out(candidate):
                 return self._first_word(candidate, offset)
-            # All that follows would be copied for each candidate that looks like a date.
+            # Only a window, since the base class copies the rest of the text after each timestamp.
             text, begin = self.text, max(offset - 1, 0)
             self.text = text[begin : offset + len(candidate) + NUM_BEHIND]
             try:
@@ -82,7 +83,7 @@ def matcher_type() -> Any:
             return match
 
         def _first_word(self, candidate: str, offset: int) -> Any:
-            """The same where it is cut by spaces only, and no number as a whole."""
+            """The same for a candidate that is no number as a whole, separated by spaces only."""
             if not PLUS.search(candidate) and not self._plan.shortest.search(candidate):
                 return None
             for word in WORD.finditer(candidate):

@@ -128,15 +128,19 @@ REMOTE = "postgresql://u:secret@db.example/x"
         (REMOTE, {"PGCHANNELBINDING": "require"}, None),
         (f"{REMOTE}?gssencmode=require", {}, None),
         # Whichever host it may be.
-        ("postgresql://u:secret@localhost,db.example/x", {}, "the way to db.example is"),
+        ("postgresql://u:secret@localhost,db.example/x", {}, "the connection to db.example is"),
         ("postgresql:///x?host=a.example:1&host=b.example:2", {}, "to a.example, b.example is"),
-        ("postgresql:///x", {"PGHOST": "db.example"}, "the way to db.example is"),
+        ("postgresql:///x", {"PGHOST": "db.example"}, "the connection to db.example is"),
         (f"{REMOTE}?hostaddr=127.0.0.1", {}, None),
-        ("postgresql://u:secret@localhost/x?hostaddr=10.0.0.7", {}, "the way to localhost is"),
-        ("postgresql://u:secret@/x?hostaddr=10.0.0.7", {}, "the way to 10.0.0.7 is"),
+        (
+            "postgresql://u:secret@localhost/x?hostaddr=10.0.0.7",
+            {},
+            "the connection to localhost is",
+        ),
+        ("postgresql://u:secret@/x?hostaddr=10.0.0.7", {}, "the connection to 10.0.0.7 is"),
     ],
 )
-def test_a_way_to_a_database_on_which_others_can_stand_is_reported(
+def test_a_database_connection_that_others_can_read_or_impersonate_is_reported(
     url: str, environment: dict[str, str], says: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", "/nonexistent")
@@ -146,11 +150,11 @@ def test_a_way_to_a_database_on_which_others_can_stand_is_reported(
     else:
         assert sentence is not None
         assert re.search(says, sentence), sentence
-        assert "give sslmode=verify-full and the file of its authority" in sentence
+        assert "give sslmode=verify-full and its authority's certificate file" in sentence
         assert "secret" not in sentence
 
 
-def test_what_a_file_of_services_says_of_a_way_counts_before_the_environment(
+def test_a_service_file_takes_precedence_over_the_environment(
     tmp_path: Path,
 ) -> None:
     file = tmp_path / "services.conf"
