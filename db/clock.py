@@ -50,6 +50,17 @@ def now() -> seconds_from_now:
     return seconds_from_now(0)
 
 
+class seconds_after(FunctionElement[datetime]):
+    """An instant plus a number of seconds, which may be an expression; to the millisecond."""
+
+    type = Instant()
+    name = "seconds_after"
+    inherit_cache = True
+
+    def __init__(self, instant: datetime, seconds: ColumnElement[float]) -> None:
+        super().__init__(literal(instant, Instant()), seconds)
+
+
 class microseconds_between(FunctionElement[int]):
     """The exact time from one column of instants to another; NULL where one is NULL."""
 
@@ -72,6 +83,18 @@ def _sqlite(element: seconds_from_now, compiler: SQLCompiler, **kw: Any) -> str:
     seconds = compiler.process(element.clauses, **kw)
     # %f has three decimals; SQLAlchemy writes six, and texts are compared.
     return f"(strftime('%Y-%m-%d %H:%M:%f', 'now', ({seconds}) || ' seconds') || '000')"
+
+
+@compiles(seconds_after, "postgresql")
+def _postgresql_after(element: seconds_after, compiler: SQLCompiler, **kw: Any) -> str:
+    instant, seconds = (compiler.process(each, **kw) for each in element.clauses)
+    return f"({instant} + make_interval(secs => ({seconds})::double precision))"
+
+
+@compiles(seconds_after, "sqlite")
+def _sqlite_after(element: seconds_after, compiler: SQLCompiler, **kw: Any) -> str:
+    instant, seconds = (compiler.process(each, **kw) for each in element.clauses)
+    return f"(strftime('%Y-%m-%d %H:%M:%f', {instant}, ({seconds}) || ' seconds') || '000')"
 
 
 @compiles(microseconds_between, "postgresql")

@@ -34,6 +34,7 @@ _JSON = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgres
 
 
 OUTSTANDING = "finished_at IS NULL AND (published_at IS NOT NULL OR state = 'running')"
+ENDED = "state IN ('succeeded', 'failed')"
 
 
 class Base(DeclarativeBase):
@@ -159,6 +160,16 @@ class Job(Base):
             "lease_until",
             sqlite_where=text("state = 'running'"),
             postgresql_where=text("state = 'running'"),
+        ),
+        # What a model did of a task, by time: samples of it tell whether it has changed.
+        Index(
+            "ix_jobs_ended",
+            "model",
+            "task",
+            "finished_at",
+            "id",
+            sqlite_where=text(ENDED),
+            postgresql_where=text(ENDED),
         ),
     )
 

@@ -11,10 +11,10 @@ from sqlalchemy.engine import URL
 from cli.stack.libpq_options import connection_options, remote_hosts
 from cli.stack.local_host import is_local
 
-# Settings of libpq that give access without a password in the URL.
+# Of libpq: what lets in without a password in the URL.
 CREDENTIALS = ("passfile", "password", "service", "sslcert")
 ROOT_CERTIFICATE = Path("~/.postgresql/root.crt")  # libpq's own place
-# By `sslmode`: how far a connection is open to an attacker on the network.
+# What an attacker between worker and server can do, by `sslmode`.
 WEAKNESSES = {
     "disable": "is not encrypted: whoever is between reads every text",
     "allow": "is not encrypted unless the server insists: whoever is between reads every text",
@@ -34,7 +34,7 @@ def redis_exposure(url: str, settings: Mapping[str, str]) -> str | None:
     """
     parts = urlsplit(url)
     query = parse_qs(parts.query)
-    # To a client `optional` is `required`: a server always has a certificate.
+    # For a client `optional` means `required`, since a server always sends a certificate.
     if query.get("ssl_cert_reqs", [""])[-1] == "none" and not is_local(parts.hostname):
         return (
             f"no certificate of {parts.hostname} is checked (ssl_cert_reqs), so that whoever is "
@@ -84,32 +84,30 @@ def database_exposure(url: URL, environment: Mapping[str, str] = os.environ) -> 
 
 
 def database_tls_weakness(url: URL, environment: Mapping[str, str] = os.environ) -> str | None:
-    """A sentence on a connection to a remote PostgreSQL that others can read or impersonate.
-
-    None if its encryption and the server's certificate exclude both.
-    """
+    """A sentence on a connection to a remote PostgreSQL that others can read or impersonate; None
+    if they cannot."""
     if url.get_backend_name() == "sqlite":
         return None
     options = connection_options(url, environment)
     remote = remote_hosts(options)
     if not remote:
         return None
-    # Kerberos, and a password whose proof names the certificate, let nobody stand between.
+    # Kerberos encryption, and SCRAM with channel binding, both authenticate the server.
     if options.get("gssencmode") == "require" or options.get("channel_binding") == "require":
         return None
-    # With the authorities of this machine libpq checks names too, unless it is told otherwise.
+    # With the system's certificate authorities, libpq's default is verify-full.
     default = "verify-full" if options.get("sslrootcert") == "system" else "prefer"
     mode = options.get("sslmode", default)
     knows_authority = options.get("sslrootcert") or ROOT_CERTIFICATE.expanduser().is_file()
-    # With a file of authorities `require` is what `verify-ca` is.
+    # With a root certificate file libpq treats `require` as `verify-ca`.
     meant = "verify-ca" if mode == "require" and knows_authority else mode
     weakness = WEAKNESSES.get(meant)
     if weakness is None:
-        return None  # verify-full, or a word with which libpq does not connect
+        return None  # verify-full, or a value that libpq refuses
     return (
-        f"the way to {', '.join(remote)} {weakness} (sslmode {mode}); give "
-        "sslmode=verify-full and the file of its authority as sslrootcert in "
-        "TIDEMILL_DATABASE_URL, and there the host by the name in its certificate"
+        f"the connection to {', '.join(remote)} {weakness} (sslmode {mode}); give "
+        "sslmode=verify-full and its authority's certificate file as sslrootcert in "
+        "TIDEMILL_DATABASE_URL, with the host name that its certificate has"
     )
 
 
@@ -121,7 +119,7 @@ def _file_exposure(file: Path) -> str | None:
         if not folders_let_in or not file.stat().st_mode & 0o006:
             return None
     except OSError:
-        return None  # the file does not exist, which is reported elsewhere
+        return None  # it is not there, which is said elsewhere
     return (
         f"every user of this machine can read {file}, and so every text; "
         f"`chmod o-rwx {shlex.quote(str(file))}*`"

@@ -10,7 +10,7 @@ from sqlalchemy.engine import URL
 
 from cli.stack.local_host import is_local
 
-# Options by the name that a URL and a service file have for them: libpq's environment variables.
+# libpq's environment variables by connection option; the URL and a service file take precedence.
 VARIABLES = {
     "host": "PGHOST",
     "hostaddr": "PGHOSTADDR",
@@ -22,7 +22,7 @@ VARIABLES = {
 
 
 def connection_options(url: URL, environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the options of a connection: the URL goes before service file and environment."""
+    """The options of a connection as libpq merges them: URL, service file, environment."""
     in_url = {name: _joined(value) for name, value in url.query.items()}
     if url.host and not in_url.get("host"):
         in_url["host"] = url.host
@@ -36,7 +36,7 @@ def connection_options(url: URL, environment: Mapping[str, str]) -> dict[str, st
 
 
 def _service_options(service: str, environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the options of a service: from the user's service file, otherwise the machine's."""
+    """The options of a service in libpq's service files, the user's file first."""
     files = [Path(environment.get("PGSERVICEFILE") or Path.home() / ".pg_service.conf")]
     if folder := environment.get("PGSYSCONFDIR"):
         files.append(Path(folder) / "pg_service.conf")
@@ -47,22 +47,22 @@ def _service_options(service: str, environment: Mapping[str, str]) -> dict[str, 
         try:
             parser.read(file, encoding="utf-8")
         except (NotReadable, UnicodeDecodeError, OSError):
-            continue  # libpq says so itself
+            continue  # libpq reports it when it connects
         if parser.has_section(service):
             return dict(parser[service])
     return {}
 
 
 def remote_hosts(options: Mapping[str, str]) -> list[str]:
-    """Return the hosts that are other machines, by name where they have one.
+    """The names of the hosts that are other machines.
 
-    Where a host has a name and an address, libpq connects to the address.
+    Where a host has an address as well (`hostaddr`), the address decides.
     """
     hosts, addresses = (options.get(name, "").split(",") for name in ("host", "hostaddr"))
     places = max(len(hosts), len(addresses))
     named = hosts + [""] * (places - len(hosts))
     reached = addresses + [""] * (places - len(addresses))
-    # As SQLAlchemy takes several hosts, each may have its port behind it.
+    # Of several hosts in SQLAlchemy's form each may be followed by its port.
     shown = [re.sub(r"\A([^:]*):[0-9]*\Z", r"\1", each) for each in named]
     return [
         name or address

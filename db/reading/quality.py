@@ -5,25 +5,51 @@ index: over bins of the reference's deciles, the sum of (q - p) * ln(q / p), whe
 shares of both periods in a bin. By the usual rule an index below 0.1 means no change, above 0.25 a
 change (Siddiqi, Credit Risk Scorecards, 2006). Two samples of the same distribution have an index
 of about (bins - 1) * (1/n + 1/m) by chance (Yurdakul and Naranjo, 2020), which is subtracted.
+
+Of a period with many results an unbiased sample is read: the results whose ids come first by their
+last bits, which are random (UUIDv7). So a night weighs as much as it has results, its beginning no
+more than its end, and two runs read the same sample. If a period has too many index entries, the
+sample is drawn from 1,000 moments spread evenly over it. Sampling reads only the index
+`ix_jobs_ended`.
 """
 
 import math
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Select, select
+from sqlalchemy import (
+    ColumnElement,
+    Float,
+    Select,
+    String,
+    and_,
+    cast,
+    func,
+    literal,
+    literal_column,
+    select,
+    true,
+    tuple_,
+)
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
 
-from db.clock import now
+from db.clock import now, seconds_after
 from db.models import Job, Result
 from db.states import JobState
 
-MAX_ROWS = 5_000  # the newest rows of one model, task and period
+MAX_ROWS = 5_000  # rows read of one model, task and period
 MIN_ROWS = 50  # a period with fewer rows is not judged
+MAX_LOOKED_AT = 100_000  # index entries that one sample is drawn from
+NUM_MOMENTS = 1_000  # in a period with more entries than that
+# Written out: see db/queries/conditions.py.
+ENDED = Job.state.in_([literal_column("'succeeded'"), literal_column("'failed'")])
 NUM_BINS = 10
 CHANGED = 0.25
 SHIFTING = 0.1
@@ -62,18 +88,14 @@ def find_drift(
     """
     end = until or session.execute(select(now())).scalar_one()
     begin = end - period
-    places = session.execute(
-        select(Job.model, Job.task)
-        .where(Job.finished_at >= begin, Job.finished_at < end)
-        .distinct()
-        .order_by(Job.model, Job.task)
-    ).all()
     drifts: list[Drift] = []
-    for model, task in places:
-        current = signals_of(session.execute(_ended(model, task, begin, end)).all())
-        before = signals_of(session.execute(_ended(model, task, begin - reference, begin)).all())
+    for model, task in _places(session):
+        after = signals_of(_sample(session, model, task, begin, end))
+        if max(map(len, after.values())) < MIN_ROWS:
+            continue
+        before = signals_of(_sample(session, model, task, begin - reference, begin))
         for signal in (*SHARES, *FIGURES):
-            old, new = before[signal], current[signal]
+            old, new = before[signal], after[signal]
             if min(len(old), len(new)) >= MIN_ROWS:
                 drifts.append(
                     Drift(
@@ -90,8 +112,29 @@ def find_drift(
     return drifts
 
 
-def _ended(model: str, task: str, begin: datetime, end: datetime) -> Select[*tuple[Any, ...]]:
-    return (
+def _places(session: Session) -> Iterator[tuple[str, str]]:
+    """Each model and task with an ended job, by one index lookup each."""
+    first = select(Job.model, Job.task).where(ENDED).order_by(Job.model, Job.task).limit(1)
+    place = session.execute(first).first()
+    while place is not None:
+        model, task = place
+        yield model, task
+        after = tuple_(Job.model, Job.task) > tuple_(literal(model), literal(task))
+        place = session.execute(first.where(after)).first()
+
+
+def _sample(
+    session: Session, model: str, task: str, begin: datetime, end: datetime
+) -> Sequence[Any]:
+    """The signals of an unbiased sample of at most MAX_ROWS jobs that ended in a period."""
+    share = 1
+    while (num := _num_looked_at(session, model, task, begin, end, share)) > MAX_LOOKED_AT:
+        share *= 4
+    if num < MAX_ROWS and share > 1:
+        share //= 4  # most ended at a few instants: rather too many entries than too few
+    looked_at = _ended(session, model, task, begin, end, share).limit(MAX_LOOKED_AT).subquery()
+    ids = select(looked_at.c.id).order_by(random_bits(looked_at.c.id), looked_at.c.id)
+    return session.execute(
         select(
             Job.state,
             Result.finish_reason,
@@ -99,16 +142,68 @@ def _ended(model: str, task: str, begin: datetime, end: datetime) -> Select[*tup
             *(getattr(Result, name) for name in FIGURES),
         )
         .outerjoin(Result, Result.job_id == Job.id)
-        .where(
-            Job.model == model,
-            Job.task == task,
-            Job.finished_at >= begin,
-            Job.finished_at < end,
-            Job.state.in_([JobState.SUCCEEDED, JobState.FAILED]),
-        )
-        .order_by(Job.finished_at.desc())
-        .limit(MAX_ROWS)
+        .where(Job.id.in_(ids.limit(MAX_ROWS)))
+        .order_by(Job.id)
+    ).all()
+
+
+def _num_looked_at(
+    session: Session, model: str, task: str, begin: datetime, end: datetime, share: int
+) -> int:
+    """The number of ended jobs in a share of a period, counted to MAX_LOOKED_AT + 1 at most."""
+    some = _ended(session, model, task, begin, end, share).limit(MAX_LOOKED_AT + 1).subquery()
+    return session.execute(select(func.count()).select_from(some)).scalar_one()
+
+
+def _ended(
+    session: Session, model: str, task: str, begin: datetime, end: datetime, share: int
+) -> Select[*tuple[Any, ...]]:
+    """The ids of the jobs that ended in a period, or in 1/share of it.
+
+    For share > 1 the period is cut into NUM_MOMENTS equal parts, and 1/share of each is selected,
+    at an offset that varies from part to part, so that no periodic load is over-represented.
+    """
+    of_place = and_(Job.model == model, Job.task == task, ENDED)
+    if share == 1:
+        return select(Job.id).where(of_place, Job.finished_at >= begin, Job.finished_at < end)
+    part_seconds = (end - begin).total_seconds() / NUM_MOMENTS
+    moment_seconds = part_seconds / share
+    parts = select(literal(0).label("number")).cte("parts", recursive=True)
+    following = parts.c.number + 1
+    parts = parts.union_all(select(following).where(following < NUM_MOMENTS))
+    number = parts.c.number
+    # Fractional parts of multiples of the golden ratio are evenly distributed.
+    place: ColumnElement[Any] = cast((number * 618_034) % 1_000_000, Float) / 1_000_000.0
+    since_begin = cast(number, Float) * part_seconds + place * (part_seconds - moment_seconds)
+    in_moment = select(Job.id).where(
+        of_place,
+        Job.finished_at >= seconds_after(begin, since_begin),
+        Job.finished_at < seconds_after(begin, since_begin + moment_seconds),
     )
+    if session.get_bind().dialect.name == "sqlite":
+        return in_moment.select_from(parts.join(Job, true()))
+    # As a join, PostgreSQL would scan a table without statistics once for each moment. The limit
+    # keeps it from turning LATERAL into one.
+    found = in_moment.correlate(parts).limit(MAX_LOOKED_AT + 1).lateral("found")
+    return select(found.c.id).select_from(parts.join(found, true()))
+
+
+class random_bits(FunctionElement[str]):
+    """The last 32 bits of an id, which are random in UUIDv7."""
+
+    type = String()
+    name = "random_bits"
+    inherit_cache = True
+
+
+@compiles(random_bits, "postgresql")
+def _postgresql(element: random_bits, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"substring(uuid_send({compiler.process(element.clauses, **kw)}) FROM 13)"
+
+
+@compiles(random_bits, "sqlite")
+def _sqlite(element: random_bits, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"substr({compiler.process(element.clauses, **kw)}, 25)"
 
 
 def signals_of(rows: Sequence[Any]) -> dict[str, list[float]]:

@@ -115,7 +115,7 @@ class Attempt:
         self.trace = trace
         self._time_limit_seconds = time_limit_seconds
         self._made_at = time.monotonic()
-        # None until it starts: it may wait for a thread that others' texts or patterns are using.
+        # None until it starts: it may wait for the documents or masking thread, which others use.
         self._started_at: float | None = None
         self._lock = threading.Lock()
         self._over = False
@@ -131,7 +131,7 @@ class Attempt:
 
     @property
     def run_seconds(self) -> float:
-        """Seconds since the attempt was made, which is when its job was claimed."""
+        """Seconds since the attempt was created, right after its job was claimed."""
         return time.monotonic() - self._made_at
 
     @property

@@ -14,9 +14,12 @@ from worker.masking.match import Match
 # address without a space; they belong to it only where it has no other letters.
 _LETTERS = r"A-Za-z0-9_\u00c0-\u0dff\u1e00-\u1fff"
 AT, AT_IN_URL = re.compile("@"), re.compile("@|%40")
-LOCAL = re.compile(rf"[{_LETTERS}.+%'’-]{{1,64}}\Z")
-ANY_LOCAL = re.compile(r"[\w.+%'’-]{1,64}\Z")
-QUOTED_LOCAL = re.compile(r"\"[^\"\n\x00]{1,64}\"\Z")
+# Punctuation of a local part, without `/=?|`, which often precede an address.
+_SIGNS = ".+%'’!#$&*^{}~-"
+LOCAL = re.compile(rf"[{_LETTERS}{_SIGNS}]{{1,64}}\Z")
+ANY_LOCAL = re.compile(rf"[\w{_SIGNS}]{{1,64}}\Z")
+BEFORE_A_LOCAL = "'’!#$&*^{}~"
+QUOTED_LOCAL = re.compile(r"\"(?:[^\"\\\n\x00]|\\[^\n\x00]){1,64}\"\Z")
 # The last part of a host's name begins with a letter, as no version's does.
 _DOMAIN = r"(?:[{0}-]{{1,63}}\.){{1,8}}(?=[^\W\d_])[{0}-]{{2,63}}(?<![-_])"
 _LITERAL = r"\[(?:IPv6:)?[0-9A-Fa-f.:]{3,45}\]"
@@ -24,21 +27,28 @@ DOMAIN = re.compile(rf"{_DOMAIN.format(_LETTERS)}|{_LITERAL}")
 ANY_DOMAIN = re.compile(_DOMAIN.format(r"\w"))
 RUN = re.compile(
     # A URL from `://` on; and a query that has none before it, as in `host/x?token=1`.
-    r"[:?](?:(?<=:)//|(?<=\?)(?=[\w.%\[\]-]{1,60}=))[^\s<>\"\x00]{1,4000}"
+    # In JSON a slash may be written `\\/`.
+    r"[:?](?:(?<=:)\\?/\\?/|(?<=\?)(?=[\w.%\[\]-]{1,60}=))[^\s<>\"\x00]{1,4000}"
 )
-USERINFO = re.compile(r"[^/?#\x00]{0,256}@")
+SLASHES = re.compile(r":\\?/\\?/")
+# A password may contain an unencoded slash; after a port a slash begins the path.
+USERINFO = re.compile(
+    r"[^/?#\x00]{0,256}@|[^/?#:@\[\x00]{0,64}:(?![0-9]{1,5}[/?#])[^@\x00]{1,256}@"
+)
 SECRET = re.compile(
     r"[?&;#]"
     # Parts that match anywhere in a parameter's name, and parts that must be a word of it, as `key`
     # is not in `monkey`.
-    r"(?:[\w.%-]{0,40}?(?:token|secret|passw(?:or)?[dt]|passphrase|pwd|signature|credential|session"
-    r"|api_?key|access_?key|private_?key|auth_?key|auth_?code)[\w.%-]{0,40}"
-    r"|(?:[\w.%-]{0,40}[._%-])?(?:key|sig|sign|hmac|auth|otp|jwt|sid|pass|pw|pin|ticket)"
-    r"(?:[._%-][\w.%-]{0,40})?"
+    r"(?:[\w.%\[\]-]{0,40}?(?:token|secret|passw(?:or)?[dt]|passphrase|pwd|signature|credential"
+    r"|session|api_?key|access_?key|private_?key|auth_?key|auth_?code)[\w.%\[\]-]{0,40}"
+    r"|(?:[\w.%\[\]-]{0,40}(?:[._%\[-]|%5B))?(?:key|sig|sign|hmac|auth|otp|jwt|sid|pass|pw|pin|ticket)"
+    r"(?:[._%\]-][\w.%\[\]-]{0,40})?"
     r"|code)"
     r"=(?P<value>[^&;#\s\x00]{1,2000})",
     re.IGNORECASE,
 )
+# Encoded separators in a URL that is the value of a parameter.
+ENCODED = re.compile("%(?:3F|26|3B|23|3D)", re.IGNORECASE)
 BEHIND_A_URL = ".,:!?)]}'*`"
 IPV4 = re.compile(
     r"[0-9](?<![A-Za-z0-9.][0-9])[0-9]{0,2}(?:\.[0-9]{1,3}){3}(?![A-Za-z0-9]|\.[0-9])"
@@ -69,7 +79,7 @@ def _start_of_local(text: str, after: int, at: int) -> int | None:
     if local is None:
         return None
     start = local.start()
-    while start < at and text[start] in "'’":
+    while start < at and text[start] in BEFORE_A_LOCAL:
         start += 1
     return start if start < at else None
 
@@ -88,14 +98,29 @@ class UrlSecrets:
             if text[start] == ":":
                 if not text[start - 1 : start].isalnum():
                     continue
-                start += 3
+                start = SLASHES.match(text, start).end()  # type: ignore[union-attr]  # begins so
                 userinfo = USERINFO.match(text, start, end)
                 if userinfo is not None and userinfo.end() - 1 > start:
                     yield Match(start, userinfo.end() - 1, "SECRET")
-            for match in SECRET.finditer(text, start, end):
-                value = match["value"].rstrip(BEHIND_A_URL)
-                if value:
-                    yield Match(match.start("value"), match.start("value") + len(value), "SECRET")
+            yield from _secrets(text, start, end)
+            if "%3" in text[start:end]:
+                # A URL within the URL.
+                decoded = ENCODED.sub(_padded, text[start:end])
+                for each in _secrets(decoded, 0, len(decoded)):
+                    yield Match(start + each.start, start + each.end, each.kind)
+
+
+def _secrets(text: str, start: int, end: int) -> Iterator[Match]:
+    for match in SECRET.finditer(text, start, end):
+        value = match["value"].rstrip(BEHIND_A_URL)
+        if value:
+            yield Match(match.start("value"), match.start("value") + len(value), "SECRET")
+
+
+def _padded(encoded: re.Match[str]) -> str:
+    """The decoded separator, padded to equal length by dashes, which names may contain."""
+    sign = chr(int(encoded.group()[1:], 16))
+    return f"--{sign}" if sign == "=" else f"{sign}--"
 
 
 class IpAddresses:

@@ -13,9 +13,10 @@ from typing import Any
 
 from tasks.configuration.masking import MaskingRules
 from tasks.errors import SettingsError
+from worker.documents.translation.placeholders import Span, blanked
 from worker.errors import PatternTooSlow
 from worker.masking.addresses import Emails, IpAddresses, UrlSecrets
-from worker.masking.folding import folded
+from worker.masking.folding import folded, unseen_in
 from worker.masking.match import Finder, Match, matches_of
 from worker.masking.numbers import Cards, Ibans
 from worker.masking.phones import Phones
@@ -25,12 +26,25 @@ __all__ = ["Finder", "Match", "compiled", "finders_of"]
 
 @dataclass(frozen=True, slots=True)
 class Forms:
-    """Finds matches of our own rules, in the digits of all scripts."""
+    """Finds matches of our own rules, in the digits of all scripts.
+
+    Invisible characters are left out first; the rest is searched again with spaces in their place.
+    """
 
     rules: tuple[Finder, ...]
 
     def find(self, text: str) -> list[Match]:
-        return matches_of(self.rules, folded(text))
+        unseen = unseen_in(text)
+        if not unseen:
+            return matches_of(self.rules, folded(text))
+        places = [place for place, character in enumerate(text) if character not in unseen]
+        seen = folded("".join(text[place] for place in places))
+        matches = [
+            Match(places[each.start], places[each.end - 1] + 1, each.kind)
+            for each in matches_of(self.rules, seen)
+        ]
+        rest = blanked(folded(text), [Span(each.start, each.end) for each in matches])
+        return sorted([*matches, *matches_of(self.rules, rest)])
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,15 @@
 """Folding: maps digits, dashes and spaces of all scripts to ASCII, at equal length.
 
-`４１１１` and `٤١١١` are digits of a card number like `4111`, and a number from a web page
-may have spaces and dashes of any kind.
+`４１１１` and `٤١١１` are digits of a card number like `4111`, and a number from a web page
+may have spaces and dashes of any kind, and invisible characters.
 """
 
 import unicodedata
 from functools import cache
 
-FULL_WIDTH = range(0xFF01, 0xFF5F)  # the forms of `!` to `~` in East Asian print
-WITHOUT_WIDTH = "\u200b\u200c\u200d\u2060\ufeff"
+# Invisible characters outside category Cf: joiners, fillers and variation selectors.
+UNSEEN = {0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x3164, 0xFFA0, *range(0x180B, 0x1810)}
+UNSEEN |= {*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)}
 DASHES = "\u2212\u00ad"  # minus, soft hyphen; category Pd has the rest
 
 
@@ -21,15 +22,29 @@ def folded(text: str) -> str:
     return text
 
 
+def unseen_in(text: str) -> set[str]:
+    """The invisible characters of a text."""
+    return set() if text.isascii() else {each for each in set(text) if is_unseen(each)}
+
+
+@cache
+def is_unseen(character: str) -> bool:
+    if character in DASHES:
+        return False
+    return unicodedata.category(character) == "Cf" or ord(character) in UNSEEN
+
+
 @cache
 def _folded(character: str) -> str:
     if character.isascii():
         return character
     if character.isdecimal():
         return str(unicodedata.decimal(character))
-    if ord(character) in FULL_WIDTH:
-        return chr(ord(character) - FULL_WIDTH.start + ord("!"))
     category = unicodedata.category(character)
-    if category == "Zs" or character in WITHOUT_WIDTH:
+    if category == "Zs" or is_unseen(character):
         return " "
-    return "-" if category == "Pd" or character in DASHES else character
+    if category == "Pd" or character in DASHES:
+        return "-"
+    plain = unicodedata.normalize("NFKC", character)
+    # Full-width, bold and circled forms. A superscript digit is a footnote mark, not a digit.
+    return plain if len(plain) == 1 and plain.isascii() and category != "No" else character

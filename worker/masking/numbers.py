@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 
 from worker.masking.match import Match
 
@@ -13,11 +14,14 @@ CARD = re.compile(
     r"(?=(?P<rest>(?:[ -]?[0-9]){12,18}"
     r"|[0-9]{3}(?:[\s./_-]{1,3}[0-9]{4}){3}|[0-9]{3}[\s./_-]{1,3}[0-9]{6}[\s./_-]{1,3}[0-9]{5}))"
 )
+# A space may follow the country's letters.
 IBAN = re.compile(
-    r"[0-9](?<=[A-Za-z]{2}[0-9])(?<![A-Za-z0-9][A-Za-z]{2}[0-9])"
-    r"(?=(?P<rest>[0-9](?:[\s.-]{0,2}[A-Za-z0-9]){11,30}))"
+    r"[0-9](?:(?<=[A-Za-z]{2}[0-9])(?<![A-Za-z0-9][A-Za-z]{2}[0-9])"
+    r"|(?<=[A-Za-z]{2}[ -][0-9])(?<![A-Za-z0-9][A-Za-z]{2}[ -][0-9]))"
+    r"(?=(?P<rest>[0-9](?:[\s./_-]{0,3}[A-Za-z0-9]){11,30}))"
 )
 CARD_LENGTHS = range(19, 12, -1)
+NO_DIGITS = re.compile("[^0-9]+")
 DOUBLED = (0, 2, 4, 6, 8, 1, 3, 5, 7, 9)  # the sum of the digits of twice a digit
 IBAN_LENGTHS = {
     country: int(length)
@@ -38,7 +42,7 @@ class Ibans:
 
     def find(self, text: str) -> Iterator[Match]:
         for match in IBAN.finditer(text):
-            start = match.start() - 2
+            start = match.start() - (2 if text[match.start() - 1].isalpha() else 3)
             length = IBAN_LENGTHS.get(text[start : start + 2].upper())
             places = _places(text, start, match.end("rest"))
             if (
@@ -60,10 +64,11 @@ class Cards:
         for match in CARD.finditer(text):
             if match.start() < at:
                 continue
+            lengths = card_lengths(match.group() + match["rest"])
+            if not lengths:
+                continue
             places = _places(text, match.start(), match.end("rest"))
-            digits = [int(text[place]) for place in places]
-            lengths = (each for each in CARD_LENGTHS if _is_end(text, places, each))
-            length = next((each for each in lengths if is_card(digits[:each])), None)
+            length = next((each for each in lengths if _is_end(text, places, each)), None)
             if length is not None:
                 at = places[length - 1] + 1
                 yield Match(match.start(), at, "CARD")
@@ -87,7 +92,26 @@ def is_iban(characters: Sequence[str]) -> bool:
     return int(digits) % 97 == 1
 
 
-def is_card(digits: Sequence[int]) -> bool:
-    """Whether Luhn's check digit is valid; a single repeated digit is no card."""
-    doubled = sum(DOUBLED[digit] for digit in digits[-2::-2])
-    return (sum(digits[-1::-2]) + doubled) % 10 == 0 and len(set(digits)) > 1
+def card_lengths(written: str) -> list[int]:
+    """The numbers of leading digits with a valid Luhn check digit, longest first.
+
+    A single repeated digit is no card.
+    """
+    digits = [*map(int, NO_DIGITS.sub("", written))]
+    if len(set(digits)) == 1:
+        return []
+    # Luhn doubles every other digit before the last: for an even number of digits from the first
+    # on, for an odd one from the second on.
+    doubled = [DOUBLED[each] for each in digits]
+    sums = []
+    for first in (0, 1):
+        counted = digits.copy()
+        counted[first::2] = doubled[first::2]
+        sums.append([*accumulate(counted)])
+    return [
+        length
+        for length in CARD_LENGTHS
+        if length <= len(digits)
+        and sums[length % 2][length - 1] % 10 == 0
+        and len(set(digits[:length])) > 1
+    ]

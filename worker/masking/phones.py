@@ -8,7 +8,8 @@ from typing import Any
 from tasks.errors import SettingsError
 from worker.masking.match import Match
 
-DIALLED_PLUS = re.compile(r"(?<![\w+])00(?=[1-9])")
+# A time or a price may end so, before another number.
+DIALLED_PLUS = re.compile(r"(?<![\w+])00(?=[1-9])|(?<![\w+:.,])00(?=[ -][1-9])")
 
 
 class Phones:

@@ -23,7 +23,7 @@ class Finding:
     subject: str
     is_well: bool
     sentence: str
-    is_warning: bool = False  # works, and may be as somebody wants it
+    is_warning: bool = False  # does not affect the exit status
 
     @property
     def word(self) -> str:
@@ -37,7 +37,7 @@ class Finding:
 def doctor(json: options.Json = False) -> None:
     """Check the configuration, Redis, the database, the checkpoints and the workers.
 
-    The exit status is 1 if anything is wrong; what is only a warning leaves it at 0.
+    The exit status is 1 if anything is wrong; warnings do not change it.
     """
     findings = examine()
     if json:
@@ -157,8 +157,8 @@ def _look_at_database(database: "Database") -> list[Finding]:
     if (exposure := database_exposure(database.url)) is not None:
         findings.append(Finding("access", False, f"the database: {exposure}"))
     if (weakness := database_tls_weakness(database.url)) is not None:
-        # No more than a warning: in a network of one's own, as that of a compose file, it is
-        # common, and a container's health is what this command says.
+        # Only a warning: in a private network, such as that of docker-compose.yml, it is common,
+        # and the containers' health check is this command.
         findings.append(Finding("access", True, f"the database: {weakness}", is_warning=True))
     if (fault := write_fault(database)) is not None:
         findings.append(Finding("database", False, f"it takes no write: {fault}"))

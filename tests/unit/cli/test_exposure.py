@@ -1,5 +1,6 @@
 """A Redis or a database that is open to strangers is told from a protected one."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -7,7 +8,10 @@ from tempfile import TemporaryDirectory
 
 import pytest
 from sqlalchemy import make_url
+from typer.testing import CliRunner
 
+from cli.commands.look_after.doctor import Finding
+from cli.main import app
 from cli.stack.exposure import database_exposure, database_tls_weakness, redis_exposure
 from cli.stack.local_host import is_local
 
@@ -125,15 +129,19 @@ REMOTE = "postgresql://u:secret@db.example/x"
         (REMOTE, {"PGCHANNELBINDING": "require"}, None),
         (f"{REMOTE}?gssencmode=require", {}, None),
         # Whichever host it may be.
-        ("postgresql://u:secret@localhost,db.example/x", {}, "the way to db.example is"),
+        ("postgresql://u:secret@localhost,db.example/x", {}, "the connection to db.example is"),
         ("postgresql:///x?host=a.example:1&host=b.example:2", {}, "to a.example, b.example is"),
-        ("postgresql:///x", {"PGHOST": "db.example"}, "the way to db.example is"),
+        ("postgresql:///x", {"PGHOST": "db.example"}, "the connection to db.example is"),
         (f"{REMOTE}?hostaddr=127.0.0.1", {}, None),
-        ("postgresql://u:secret@localhost/x?hostaddr=10.0.0.7", {}, "the way to localhost is"),
-        ("postgresql://u:secret@/x?hostaddr=10.0.0.7", {}, "the way to 10.0.0.7 is"),
+        (
+            "postgresql://u:secret@localhost/x?hostaddr=10.0.0.7",
+            {},
+            "the connection to localhost is",
+        ),
+        ("postgresql://u:secret@/x?hostaddr=10.0.0.7", {}, "the connection to 10.0.0.7 is"),
     ],
 )
-def test_a_way_to_a_database_on_which_others_can_stand_is_reported(
+def test_a_database_connection_that_others_can_read_or_impersonate_is_reported(
     url: str, environment: dict[str, str], says: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", "/nonexistent")
@@ -143,11 +151,11 @@ def test_a_way_to_a_database_on_which_others_can_stand_is_reported(
     else:
         assert sentence is not None
         assert re.search(says, sentence), sentence
-        assert "give sslmode=verify-full and the file of its authority" in sentence
+        assert "give sslmode=verify-full and its authority's certificate file" in sentence
         assert "secret" not in sentence
 
 
-def test_what_a_file_of_services_says_of_a_way_counts_before_the_environment(
+def test_a_service_file_takes_precedence_over_the_environment(
     tmp_path: Path,
 ) -> None:
     file = tmp_path / "services.conf"
@@ -185,3 +193,18 @@ def test_a_database_file_that_everybody_may_read_is_reported(
         assert (sentence is not None) is is_open
         assert sentence is None or f"""chmod o-rwx {shlex.quote(str(file))}*""" in sentence
         assert database_exposure(make_url(f"sqlite:///{folder}/none.db"), {}) is None
+
+
+def test_a_warning_is_shown_as_one_and_leaves_the_status_at_0(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A container's health is what the command says, and its network may be its own."""
+    findings = [Finding("database", True, "is at revision 1")]
+    findings.append(Finding("access", True, "the way to db.example is open", is_warning=True))
+    monkeypatch.setattr("cli.commands.look_after.doctor.examine", lambda: findings)
+    shown = CliRunner().invoke(app, ["doctor"])
+    assert (shown.exit_code, "WARN   access    the way to" in shown.output) == (0, True)
+    written = json.loads(CliRunner().invoke(app, ["doctor", "--json"]).output)
+    assert [(each["ok"], each["warning"]) for each in written] == [(True, False), (True, True)]
+    findings.append(Finding("redis", False, "is away"))
+    assert CliRunner().invoke(app, ["doctor"]).exit_code == 1

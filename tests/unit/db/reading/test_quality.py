@@ -1,13 +1,15 @@
 """Drift: two samples of one distribution are stable, another distribution is found."""
 
 import random
+import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from sqlalchemy import insert
+from sqlalchemy import event, insert, text
 
 from db.models import Result
-from db.reading.quality import CHANGED, MIN_ROWS, SHIFTING, find_drift, stability_index
+from db.reading import quality
+from db.reading.quality import CHANGED, MIN_ROWS, SHIFTING, Drift, find_drift, stability_index
 from db.session import Database
 from tests.samples.jobs import insert_jobs, job_row
 
@@ -66,6 +68,16 @@ def test_a_signal_that_left_its_usual_value_has_changed(
     assert stability_index(reference, list(reference[:: len(reference) // 50])) < CHANGED
 
 
+SUCCEEDED = {
+    "output": "x",
+    "alternatives": [],
+    "finish_reason": "stop",
+    "prompt_tokens": 1,
+    "completion_tokens": 20,
+    "provenance": {},
+}
+
+
 def finish(database: Database, num: int, days_ago: float, state: str, **result: object) -> None:
     """Jobs of one model that ended so many days ago, with results of these signals."""
     ids = insert_jobs(
@@ -81,15 +93,7 @@ def finish(database: Database, num: int, days_ago: float, state: str, **result: 
         ],
     )
     if state == "succeeded":
-        row = {
-            "output": "x",
-            "alternatives": [],
-            "finish_reason": "stop",
-            "prompt_tokens": 1,
-            "completion_tokens": 20,
-            "provenance": {},
-            **result,
-        }
+        row = {**SUCCEEDED, **result}
         with database.write() as session:
             session.execute(insert(Result), [{"job_id": each, **row} for each in ids])
 
@@ -124,3 +128,119 @@ def test_too_few_results_give_no_drift(database: Database) -> None:
     with database.read() as session:
         drifts = find_drift(session, period=timedelta(days=1), reference=timedelta(days=28))
     assert drifts == []
+
+
+NOON = datetime(2026, 6, 29, 12, tzinfo=UTC)
+NIGHT_SECONDS = 7200
+
+
+def finish_night(
+    database: Database, days_ago: int, num: int, num_instants: int, **result: object
+) -> None:
+    """Jobs that ended over two hours of a night, many in each flush, as a worker writes them."""
+    begin = NOON - timedelta(days=days_ago, hours=10)
+    rows = [
+        job_row(
+            state="succeeded",
+            model="m",
+            task="summarize",
+            finished_at=begin
+            + timedelta(seconds=NIGHT_SECONDS / num_instants * (each * num_instants // num)),
+        )
+        for each in range(num)
+    ]
+    ids = insert_jobs(database, rows)
+    signals = {**SUCCEEDED, **result}
+    with database.write() as session:
+        session.execute(insert(Result), [{"job_id": each, **signals} for each in ids])
+
+
+def drift_of(database: Database, signal: str) -> Drift:
+    with database.read() as session:
+        drifts = find_drift(
+            session, period=timedelta(days=1), reference=timedelta(days=28), until=NOON
+        )
+    return next(each for each in drifts if each.signal == signal)
+
+
+def test_a_drift_over_weeks_is_seen_where_a_night_has_more_than_is_read(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The newest of the reference were those of the night before, which had drifted as far."""
+    monkeypatch.setattr(quality, "MAX_ROWS", 400)
+    for days_ago in range(11):
+        finish_night(database, days_ago, 500, 20, completion_tokens=60 - 4 * days_ago)
+    tokens = drift_of(database, "completion_tokens")
+    assert (tokens.num_reference, tokens.num_current) == (400, 400)
+    assert tokens.current == 60
+    assert tokens.reference == pytest.approx(60 - 4 * 5.5, abs=2.5)
+    assert tokens.verdict == "changed"
+    assert drift_of(database, "completion_tokens") == tokens, "the same sample each time"
+
+
+@pytest.mark.parametrize("max_looked_at", [10_000, 600])
+def test_a_sample_has_of_each_night_and_hour_as_much_as_there_was(
+    database: Database, monkeypatch: pytest.MonkeyPatch, max_looked_at: int
+) -> None:
+    """Also where no more than a part of the period can be looked at."""
+    monkeypatch.setattr(quality, "MAX_ROWS", 300)
+    monkeypatch.setattr(quality, "MAX_LOOKED_AT", max_looked_at)
+    begin = NOON - timedelta(days=28)
+    for days_ago in range(1, 11):
+        finish_night(database, days_ago, 300, 60, completion_tokens=days_ago)
+    finish_night(database, 11, 3000, 600, completion_tokens=11)  # half of all
+    with database.read() as session:
+        rows = quality._sample(session, "m", "summarize", begin, NOON)
+        again = quality._sample(session, "m", "summarize", begin, NOON)
+    assert rows == again
+    assert len(rows) == 300
+    nights = [sum(row.completion_tokens == each for row in rows) for each in range(1, 12)]
+    assert 120 <= nights[-1] <= 180
+    # Of the others each has 15, give or take: where moments are looked at, the flushes they hit.
+    assert min(nights) >= 3
+    assert max(nights[:-1]) <= 40
+
+
+def test_more_that_ended_in_one_moment_than_is_looked_at_are_a_sample_too(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quality, "MAX_ROWS", 60)
+    monkeypatch.setattr(quality, "MAX_LOOKED_AT", 100)
+    finish_night(database, 3, 500, 1)
+    finish_night(database, 0, 500, 1)
+    tokens = drift_of(database, "completion_tokens")
+    assert (tokens.num_reference, tokens.num_current) == (60, 60)
+
+
+def test_a_sample_is_drawn_from_an_index_and_no_table_is_read_for_it(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quality, "MAX_ROWS", 60)
+    monkeypatch.setattr(quality, "MAX_LOOKED_AT", 100)
+    finish_night(database, 3, 500, 20)
+    plans: list[str] = []
+    with database.read() as session:
+        connection = session.connection()
+        is_sqlite = database.dialect == "sqlite"
+        if not is_sqlite:
+            session.execute(text("SET LOCAL enable_seqscan = off"))  # the table is small
+
+        @event.listens_for(connection, "before_cursor_execute")
+        def explain(_: object, cursor: object, statement: str, parameters: object, *__: object):  # type: ignore[no-untyped-def]
+            how = "EXPLAIN QUERY PLAN " if is_sqlite else "EXPLAIN "
+            cursor.execute(how + statement, parameters)  # type: ignore[attr-defined]
+            plans.append("\n".join(map(str, cursor.fetchall())))  # type: ignore[attr-defined]
+
+        quality._sample(session, "m", "summarize", NOON - timedelta(days=28), NOON)
+        assert list(quality._places(session)) == [("m", "summarize")]
+    moments = [plan for plan in plans if "parts" in plan]
+    assert len(moments) >= 2
+    for plan in moments:
+        # For each moment so much of the index as is within it, and not all for each of them.
+        assert re.search(r"finished_at>\?|Index Cond: .*finished_at >=", plan)
+        assert "Join Filter" not in plan
+    assert len(plans) >= 5
+    for plan in plans:
+        assert "ix_jobs_ended" in plan
+        assert not re.search("SCAN jobs(?! USING (COVERING )?INDEX ix_jobs_ended)", plan)
+        assert "Seq Scan on jobs" not in plan

@@ -7,6 +7,7 @@ from tasks.errors import SettingsError
 from worker.errors import PatternTooSlow
 from worker.masking.finders import finders_of
 from worker.masking.masker import Masker, Maskers
+from worker.masking.numbers import card_lengths
 
 
 def masked(text: str, *rules: str, **more: object) -> str:
@@ -66,6 +67,8 @@ def masked(text: str, *rules: str, **more: object) -> str:
         ("iban", "DE88 3704 0044 0532 0130 00", None),
         ("phone", "call +49 30 901820 or +1 650-253-0000", "call ⟦PHONE_1⟧ or ⟦PHONE_2⟧"),
         ("phone", "call 0049 30 901820 or 001 650-253-0000.", "call ⟦PHONE_1⟧ or ⟦PHONE_2⟧."),
+        ("phone", "00 49 30 901820, 00-1 650-253-0000", "⟦PHONE_1⟧, ⟦PHONE_2⟧"),
+        ("phone", "at 12:00 49 30 901820, 5.00 49 30 901820", None),
         ("phone", "order 20260131, 00000000, 10049 30 901820", None),
         ("phone", "order 20260131, call 030 901820", None),
         # Other forms: quoted, in a URL, with an apostrophe, with a number.
@@ -85,6 +88,28 @@ def masked(text: str, *rules: str, **more: object) -> str:
         ("url_secret", "[a](https://h/?token=x).", "[a](https://h/?token=⟦SECRET_1⟧)."),
         ("url_secret", "https://h/?pass=a&pin=b", "https://h/?pass=⟦SECRET_1⟧&pin=⟦SECRET_2⟧"),
         ("url_secret", "a ? b : c; key=5; x&&key==y ok?yes=1", None),
+        ("email", r'"ada\"l"@a.example, "@"@a.example', "⟦EMAIL_1⟧, ⟦EMAIL_2⟧"),
+        (
+            "email",
+            "a!b#c@a.example, ada{b}@a.example, *ada@a.example*",
+            "⟦EMAIL_1⟧, ⟦EMAIL_2⟧, *⟦EMAIL_3⟧*",
+        ),
+        ("url_secret", "postgres://u:p/w@h/db", "postgres://⟦SECRET_1⟧@h/db"),
+        ("url_secret", "amqp://u:p?w#x@h", "amqp://⟦SECRET_1⟧@h"),
+        ("url_secret", "https://h:80/@ada, http://h:80/a@b, https://h/a:b@c", None),
+        ("url_secret", "http://h:80?a@b, https://[::1]:80/a@b, https://h/@ada", None),
+        ("url_secret", r"https:\/\/ada:pw@h\/x", r"https:\/\/⟦SECRET_1⟧@h\/x"),
+        (
+            "url_secret",
+            "https://h/?user[password]=a&tokens[]=b&u%5Bpw%5D=c&a[key]=d",
+            "https://h/?user[password]=⟦SECRET_1⟧&tokens[]=⟦SECRET_2⟧&u%5Bpw%5D=⟦SECRET_3⟧"
+            "&a[key]=⟦SECRET_4⟧",
+        ),
+        (
+            "url_secret",
+            "https://h/?to=https%3A%2F%2Fg%2F%3Fpage%3D2%26token%3Dabc%26x%3d1&y=2",
+            "https://h/?to=https%3A%2F%2Fg%2F%3Fpage%3D2%26token%3D⟦SECRET_1⟧%26x%3d1&y=2",
+        ),
         ("ip", "192.168.000.001, IP:2001:db8::1, _10.0.0.1_", "⟦IP_1⟧, IP:⟦IP_2⟧, _⟦IP_3⟧_"),
         ("ip", "aa:bb:cc:dd:ee:ff:00:11:22:33:44:55:66:77:88:99, std::a1", None),
         ("card", "4111.1111.1111.1111 4111\t1111\t1111\t1111", "⟦CARD_1⟧ ⟦CARD_2⟧"),
@@ -92,6 +117,13 @@ def masked(text: str, *rules: str, **more: object) -> str:
         ("card", "-4111111111111111_ card-4111111111111111", "-⟦CARD_1⟧_ card-⟦CARD_1⟧"),
         ("card", "12-4111111111111111, 2019\n2020\n2021\n2022", None),
         ("iban", "DE89  3704 0044\n0532 0130 00.", "⟦IBAN_1⟧."),
+        (
+            "iban",
+            "DE 89 3704 0044 0532 0130 00, DE89/3704/0044/0532/0130/00",
+            "⟦IBAN_1⟧, ⟦IBAN_2⟧",
+        ),
+        ("iban", "DE89   3704   0044   0532   0130   00", "⟦IBAN_1⟧"),
+        ("iban", "it 89 3704 0044 0532 0130 00", None),
     ],
 )
 def test_a_rule_finds_its_kind(rule: str, text: str, seen: str | None) -> None:
@@ -116,6 +148,20 @@ def test_a_rule_finds_its_kind(rule: str, text: str, seen: str | None) -> None:
         ("iban", "ＤＥ８９\u202f3704\u20070044\u30000532 0130 00", "⟦IBAN_1⟧"),
         ("ip", "１９２．168.0.1", "⟦IP_1⟧"),
         ("email", "ada＠mail．example", "⟦EMAIL_1⟧"),
+        ("email", "𝐚𝐝𝐚@𝐦𝐚𝐢𝐥.𝐞𝐱𝐚𝐦𝐩𝐥𝐞 ada﹫mail.example", "⟦EMAIL_1⟧ ⟦EMAIL_2⟧"),
+        # Marks that nobody sees: of direction, joiners, of a byte order.
+        ("card", "4111\u200e 1111\u200f 1111 1111", "⟦CARD_1⟧"),
+        ("card", "\u202e4111\u20661111\u20691111 1111\u202c", "\u202e⟦CARD_1⟧\u202c"),
+        ("card", "4111\u180e1111\u034f1111\u20611111", "⟦CARD_1⟧"),
+        (
+            "card",
+            "4111111111111111\u200b5 4111111111111111\ufe0f",
+            "⟦CARD_1⟧\u200b5 ⟦CARD_1⟧\ufe0f",
+        ),
+        ("card", "4111111111111111¹ and 4111111111111111④", "⟦CARD_1⟧¹ and ⟦CARD_1⟧④"),
+        ("iban", "DE\u200b89 3704\u200e 0044 0532 0130 00", "⟦IBAN_1⟧"),
+        ("email", "ada\u200b.l@mail\u2060.example", "⟦EMAIL_1⟧"),
+        ("ip", "1\u200b92.168.\u200b0.1", "⟦IP_1⟧"),
     ],
 )
 def test_a_form_is_found_in_every_script(rule: str, text: str, seen: str) -> None:
@@ -155,6 +201,8 @@ def test_a_placeholder_that_a_text_brings_along_is_not_used_again() -> None:
     [
         *("a" * 50_000, "4 " * 50_000, "a." * 50_000 + "@", "DE89 " * 20_000, "::" * 50_000),
         *("@" * 9999, "a@" * 20_000, '"@' * 20_000, "?a=" * 20_000, "://" * 20_000),
+        *("://a:b" * 10_000, "://a:" + "b/" * 20_000, "?%3D%26" * 10_000, "?a[" * 20_000),
+        *("4\u200e" * 20_000, '"\\\\' * 20_000 + '"@', "{@" * 20_000, "DE 8" * 20_000),
         *("&key" * 20_000, "?" + "token" * 10_000, "：：１．" * 20_000, "\u200b4" * 20_000),
     ],
     ids=lambda text: text[:4],
@@ -242,3 +290,14 @@ def test_a_region_without_telephones_is_named_when_the_worker_starts() -> None:
 def test_a_finder_that_is_none_is_named_when_the_worker_starts(finder: str) -> None:
     with pytest.raises(SettingsError, match=finder):
         Maskers(masking_of({"tenants": {"acme": {"finders": [finder]}}}))
+
+
+def test_a_card_of_any_length_is_found_by_luhns_sum_and_no_other_number_is() -> None:
+    for length in range(13, 20):
+        digits = "4000" + "0" * (length - 5)
+        checks = [each for each in "0123456789" if length in card_lengths(digits + each)]
+        assert len(checks) == 1
+        assert masked(f"card {digits}{checks[0]}.", "card") == "card ⟦CARD_1⟧."
+    assert card_lengths("4 " * 19) == []
+    assert card_lengths("4111 1111 1111 1111") == [16]
+    assert card_lengths("4111 1111 1111 1112") == []
