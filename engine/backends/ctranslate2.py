@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 PROVED = ("marian", "t5")
 COMPUTE_TYPES = {"none": "float32", "int8": "int8"}
 # What a checkpoint's own generation configuration may say beside what is inert or neutral.
-ATTENDED_TO = frozenset(SETTINGS) | {
+SUPPORTED = frozenset(SETTINGS) | {
     "bad_words_ids", "bos_token_id", "decoder_start_token_id", "eos_token_id",
     "forced_eos_token_id", "max_length", "min_length", "pad_token_id", "prefix",
 }  # fmt: skip
@@ -125,7 +125,7 @@ def why_not(spec: EngineSpec, checkpoint: Checkpoint) -> str | None:
         return f"quantization = {spec.quantization!r} is not among {', '.join(COMPUTE_TYPES)}"
     if not checkpoint.eos_token_ids:
         return "it has no end token"
-    ignored = not_attended_to(own.to_dict(), ATTENDED_TO)
+    ignored = not_attended_to(own.to_dict(), SUPPORTED)
     if ignored is not None:
         return f"its own {ignored} is not attended to there"
     pad_id = config.pad_token_id
@@ -171,11 +171,11 @@ class Converter(converters.TransformersConverter):
         # The converter's loader for a path would load the model again, and use its tokenizer.
         loader = converters._MODEL_LOADERS[type(self.checkpoint.config).__name__]
         with torch.no_grad():
-            return loader(self.checkpoint.model, Words.of(self.checkpoint))
+            return loader(self.checkpoint.model, ConverterTokenizer.of(self.checkpoint))
 
 
 @dataclass(frozen=True, slots=True)
-class Words:
+class ConverterTokenizer:
     """A stand-in for a tokenizer, with only the attributes that a converter reads."""
 
     num_words: int
@@ -186,7 +186,7 @@ class Words:
     drops_padding: bool
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint) -> Words:
+    def of(cls, checkpoint: Checkpoint) -> ConverterTokenizer:
         config = checkpoint.config
         unknown = getattr(checkpoint.tokenizer, "unk_token_id", None)
         return cls(

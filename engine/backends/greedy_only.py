@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from engine.backends.attended_settings import INERT, NEUTRAL
+from engine.backends.supported_settings import INERT, NEUTRAL
 from engine.errors import UnsupportedParameter
 from engine.sampling.resolve_params import SETTINGS, ResolvedParams
 

@@ -17,9 +17,9 @@ import torch
 from engine.attention.hf_plugin import install
 from engine.attention.layers import kv_shape_of, windows_of
 from engine.attention.selection import kv_cache_for
-from engine.backends.attended_settings import reason_of, unattended
 from engine.backends.generate import GenerateBackend
 from engine.backends.inflight import InflightBackend
+from engine.backends.supported_settings import reason_of, unsupported_settings
 from engine.checkpoint.loader import Checkpoint
 from engine.checkpoint.model_state import Freshness
 from engine.checkpoint.weights.layout import lay_out
@@ -209,7 +209,7 @@ class RouterBackend:
             len(sequence.prompt_ids), settings.max_new_tokens
         ):
             return False
-        return not unattended(own)
+        return not unsupported_settings(own)
 
     def run(self, plan: StepPlan) -> list[Completion | None]:
         runs_to_completion = bool(plan.admitted) and plan.admitted[0].runs_to_completion

@@ -48,7 +48,7 @@ PROVED = ("gpt2", "llama", "mistral", "opt", "qwen2", "qwen3")
 # Kinds of rotary positions, of those that do not depend on the length.
 PROVED_ROPES = ("default", "linear", "llama3")
 # What a checkpoint's own generation configuration may say beside what is inert or neutral.
-ATTENDED_TO = frozenset(SETTINGS) | {
+SUPPORTED = frozenset(SETTINGS) | {
     "bos_token_id", "eos_token_id", "forced_eos_token_id", "max_length", "min_length",
     "pad_token_id",
 }  # fmt: skip
@@ -220,7 +220,7 @@ def why_not(spec: EngineSpec, checkpoint: Checkpoint) -> str | None:
         return "its attention is scaled in a way of its own"
     if checkpoint.limits.max_answer_context_tokens is None:
         return "it does not say how many positions it has"
-    ignored = not_attended_to(checkpoint.own, ATTENDED_TO)
+    ignored = not_attended_to(checkpoint.own, SUPPORTED)
     if ignored is not None:
         return f"its own {ignored} is not attended to there"
     return None

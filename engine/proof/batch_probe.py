@@ -21,7 +21,7 @@ from engine.checkpoint.model_state import Freshness
 from engine.core.sequence import Sequence
 from engine.errors import in_words
 from engine.logging import error_location
-from engine.proof.logit_distance import MAX_OFF, off
+from engine.proof.logit_distance import MAX_DISTANCE, distance_of
 from engine.proof.proof_conditions import as_proved
 from engine.proof.proved_families import is_listed, length_bound_rope
 from engine.proof.trials import BEAMS_AT, NUM_STEPS_IF_SLOW, plain_prompts, trial_lengths
@@ -227,8 +227,8 @@ def sequence(prompt: tuple[int, ...], settings: ResolvedParams) -> Sequence:
 def compare(expected: RowAnswer, found: RowAnswer) -> None:
     """Raise Disturbed where two answers differ."""
     if expected.logits is not None and found.logits is not None:
-        distance = off(expected.logits, found.logits)
-        if not distance <= MAX_OFF:
+        distance = distance_of(expected.logits, found.logits)
+        if not distance <= MAX_DISTANCE:
             raise Disturbed(f"its logits are others in company (off by {distance:.1g} of 1)")
     if expected.token_ids != found.token_ids:
         raise Disturbed("its answers are others in company")

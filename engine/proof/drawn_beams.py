@@ -10,7 +10,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from engine.core.sequence import Sequence
 from engine.proof.disproved import Disproved
-from engine.proof.logit_distance import max_off, off
+from engine.proof.logit_distance import distance_of, max_distance
 
 if TYPE_CHECKING:
     from engine.backends.generate import GenerateBackend
@@ -96,7 +96,10 @@ def compare_drawn(exact: GenerateBackend, drawn: Sequence, beams: DrawnBeams) ->
         generation_config=config,
         logits_processor=LogitsProcessorList([Dictation(said, num_before)]),
     )
-    distance, bound = off(output.logits[-1].float().cpu(), beams.logits), max_off(exact.model)
+    distance, bound = (
+        distance_of(output.logits[-1].float().cpu(), beams.logits),
+        max_distance(exact.model),
+    )
     if not distance <= bound:
         raise Disproved(
             "rows that change places have other logits than by model.generate "

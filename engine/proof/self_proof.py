@@ -21,7 +21,7 @@ from engine.logging import error_location
 from engine.proof.answered_alone import AnsweredAlone, answered_alone
 from engine.proof.answered_in_flight import answer_in_flight
 from engine.proof.disproved import Disproved
-from engine.proof.logit_distance import max_off, off
+from engine.proof.logit_distance import distance_of, max_distance
 from engine.proof.proof_conditions import as_proved, renewing_to
 from engine.runners.base import Runner
 
@@ -75,7 +75,7 @@ def compared(
     found: dict[int, tuple[list[list[int]], list[Tensor]]],
 ) -> Proof:
     """Compare answers and logits with those alone. Raises Disproved."""
-    bound = max_off(exact.model)
+    bound = max_distance(exact.model)
     is_exact = exact.model.dtype == torch.float32
     worst, num_equal = 0.0, 0
     for trial in alone.trials:
@@ -87,7 +87,7 @@ def compared(
                 num_alike = num_same(trial.rows[0], rows[0])
                 # Up to the first token that differs, both logits follow from the same tokens.
                 until = min(num_alike + 1, len(trial.logits), len(logits))
-                distance = off(trial.logits[:until], torch.stack(logits[:until]))
+                distance = distance_of(trial.logits[:until], torch.stack(logits[:until]))
                 if not distance <= bound:
                     raise Disproved(
                         "its logits in flight are others than by model.generate "

@@ -254,7 +254,7 @@ def _restore_or_set_aside(
 # --- what is broadcast -----------------------------------------------------------------------
 
 
-class _Patient:
+class _ClientWithTimeout:
     """A client for broadcasts whose reads time out."""
 
     def __init__(self, client: Any) -> None:
@@ -270,7 +270,7 @@ class _Patient:
 
 def _receive_one_that_can_be_read(channel: Channel, client: Any) -> Any:
     try:
-        return _receive_one(channel, _Patient(client))
+        return _receive_one(channel, _ClientWithTimeout(client))
     except (*CONNECTION_ERRORS, ResponseError, Empty):
         raise
     except Exception as error:

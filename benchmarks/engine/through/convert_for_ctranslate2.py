@@ -18,7 +18,7 @@ from ctranslate2.converters import transformers as converters
 UNKNOWN = 3  # no prompt holds it
 
 
-class Words:
+class ConverterTokenizer:
     """The tokenizer, as far as the converter looks at it."""
 
     def __init__(self, config: Any) -> None:
@@ -45,7 +45,7 @@ class Converter(converters.TransformersConverter):
         model = hf.AutoModelForSeq2SeqLM.from_pretrained(self._model_name_or_path)
         loader = converters._MODEL_LOADERS[type(model.config).__name__]
         with torch.no_grad():
-            return loader(model.eval(), Words(model.config))
+            return loader(model.eval(), ConverterTokenizer(model.config))
 
 
 def main(folder: str, target: str, quantization: str) -> None:

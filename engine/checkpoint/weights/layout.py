@@ -37,20 +37,20 @@ PLAIN_ROUNDED: dict[str, MakeLinear] = {"int8": PlainInt8Linear, "bfloat16": Hal
 # by 1e-6. On a tiny GPT-2, rounded weights that are right were off by 0.01, int8 weights that
 # were laid out transposed by 0.54; logits that have nothing to do with each other are by 1.4.
 # So 0.3: far above what rounding does, and clearly below the least of the faults.
-MAX_OFF = {"none": 1e-3, "int8": 0.3, "bfloat16": 0.3}
+MAX_DISTANCE = {"none": 1e-3, "int8": 0.3, "bfloat16": 0.3}
 NUM_ROWS, NUM_PROMPT_TOKENS, NUM_STEPS = 2, 7, 3
 
 
-class Said(LogitsProcessor):
+class ForcedToken(LogitsProcessor):
     """A logits processor that forces one token at every step, so that two runs compare."""
 
     def __init__(self, token_id: int) -> None:
         self.token_id = token_id
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        said = torch.full_like(scores, -torch.inf)
-        said[:, self.token_id] = 0.0
-        return said
+        forced = torch.full_like(scores, -torch.inf)
+        forced[:, self.token_id] = 0.0
+        return forced
 
 
 def lay_out(model: Any, spec: EngineSpec, reload: Callable[[], Any]) -> None:
@@ -85,7 +85,7 @@ def lay_out(model: Any, spec: EngineSpec, reload: Callable[[], Any]) -> None:
             after = None
         else:
             after = attempt(model)
-        if after is not None and off(before, after) <= MAX_OFF[spec.quantization]:
+        if after is not None and distance_of(before, after) <= MAX_DISTANCE[spec.quantization]:
             return
     if spec.quantization != "none":
         raise Unloadable(
@@ -147,12 +147,12 @@ def probe(model: Any) -> Tensor:
                 return_dict_in_generate=True,
                 output_logits=True,
             ),
-            logits_processor=LogitsProcessorList([Said(token_id)]),
+            logits_processor=LogitsProcessorList([ForcedToken(token_id)]),
         )
     return torch.stack(output.logits).float()
 
 
-def off(before: Tensor, after: Tensor) -> float:
+def distance_of(before: Tensor, after: Tensor) -> float:
     """The relative distance of two sets of logits; infinite if shapes or infinities differ."""
     finite = torch.isfinite(before)
     if before.shape != after.shape or not torch.equal(finite, torch.isfinite(after)):

@@ -16,7 +16,7 @@ from engine.backends.router import RouterBackend
 from engine.checkpoint.loader import Checkpoint
 from engine.kv_cache.own_cache.joined import JoinedSequenceCache
 from engine.proof import answered_alone, batch_probe, verdicts
-from engine.proof.logit_distance import MAX_OFF, max_off
+from engine.proof.logit_distance import MAX_DISTANCE, max_distance
 from engine.proof.self_proof import prove
 from engine.protocol.request import Request
 from engine.protocol.sampling_params import SamplingParams
@@ -78,8 +78,8 @@ def test_in_half_precision_logits_are_held_to_a_bound_and_the_agreement_is_said(
     engine = load(spec_of(folder_of("olmo2"), dtype="bfloat16"))
     assert isinstance(engine, RouterBackend)
     assert "of 18 requests answered in flight" in engine.card.engine_reason
-    bound = max_off(engine.checkpoint.model)
-    assert MAX_OFF < 2**-8 < bound < 0.3
+    bound = max_distance(engine.checkpoint.model)
+    assert MAX_DISTANCE < 2**-8 < bound < 0.3
 
 
 def test_a_second_start_takes_the_verdict_of_the_first(folder_of, tmp_path, monkeypatch):

@@ -58,7 +58,7 @@ def failure(bench: Bench, task: str = "generate", text: str | None = TEXT, **fie
     return output.failure
 
 
-def told(alone: Alone, prompt: str, **settings) -> tuple[int, ...]:
+def answer_of(alone: Alone, prompt: str, **settings) -> tuple[int, ...]:
     (row,) = alone.generate(prompt, **{"max_new_tokens": 12, "do_sample": False, **settings})
     return tuple(row)
 
@@ -107,7 +107,7 @@ def test_a_forced_end_at_the_limit_is_not_called_a_stop(bench_of):
 
 def test_a_chat_models_own_sampling_is_its_own(bench_of, alone_of):
     choice = answer(bench_of("qwen2"), params=SamplingParams(max_new_tokens=12, seed=3))
-    assert choice.token_ids == told(alone_of("qwen2"), TEXT, do_sample=True, seed=3)
+    assert choice.token_ids == answer_of(alone_of("qwen2"), TEXT, do_sample=True, seed=3)
 
 
 def test_the_librarys_default_length_of_twenty_is_not_used(bench_of):
@@ -145,7 +145,7 @@ def test_each_family_gets_the_prompt_format_of_its_training(
     bench_of, alone_of, kind, task, prompt, fields
 ):
     choice = answer(bench_of(kind), task, **fields)
-    assert choice.token_ids == told(alone_of(kind), prompt.format(text=TEXT))
+    assert choice.token_ids == answer_of(alone_of(kind), prompt.format(text=TEXT))
 
 
 @pytest.mark.parametrize(
@@ -168,13 +168,13 @@ def test_a_chat_model_is_asked_through_its_template(bench_of, alone_of, task, fi
         "<|im_start|>"
     )
     choice = answer(bench_of("qwen2"), task, **fields)
-    assert choice.token_ids == told(alone, prompt)
+    assert choice.token_ids == answer_of(alone, prompt)
 
 
 def test_a_template_of_the_settings_comes_first(bench_of, alone_of):
     bench = bench_of("t5", prompt={"translate": "{source_language}>{target_language}: {text}"})
     choice = answer(bench, "translate", **ENGLISH_TO_FRENCH)
-    assert choice.token_ids == told(alone_of("t5"), f"English>French: {TEXT}")
+    assert choice.token_ids == answer_of(alone_of("t5"), f"English>French: {TEXT}")
 
 
 @pytest.mark.parametrize(
@@ -206,8 +206,8 @@ def test_both_languages_of_a_translation_are_in_the_prompt(bench_of, alone_of, k
     for each in requests:
         source, target = each.source_language, each.target_language
         (choice,) = outputs[each.id].choices
-        told_so = alone.translation(each.text, codes[source], codes[target])
-        assert choice.token_ids == told(alone, **told_so)
+        translation = alone.translation(each.text, codes[source], codes[target])
+        assert choice.token_ids == answer_of(alone, **translation)
         by_pair.setdefault((source, target), []).append(choice.token_ids)
     assert by_pair["en", "fr"] != by_pair["de", "fr"]
     assert by_pair["en", "fr"] != by_pair["en", "de"]
@@ -286,7 +286,7 @@ def test_task_specific_params_of_a_checkpoint_are_used(folder_of, alone_of, tmp_
     spec = EngineSpec(alias="t5", checkpoint=str(folder), device="cpu")
     bench, alone = Bench(GenerateBackend.load(spec), spec), alone_of("t5")
     own = {"num_beams": 3, "min_length": 6, "max_length": 15, "max_new_tokens": None}
-    assert answer(bench, "summarize", params=SamplingParams()).token_ids == told(
+    assert answer(bench, "summarize", params=SamplingParams()).token_ids == answer_of(
         alone, f"sum up: {TEXT}", **own
     )
     (output,) = bench.answers(

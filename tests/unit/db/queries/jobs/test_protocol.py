@@ -42,7 +42,7 @@ WAITS = st.sampled_from([1, LOST_SECONDS + 1, LEASE_SECONDS + 1, DEADLINE_SECOND
 
 
 @dataclass
-class Told:
+class ExpectedJob:
     """The expected state of a job, from the events so far."""
 
     deadline: int | None
@@ -77,7 +77,7 @@ class Protocol(RuleBasedStateMachine):
         super().__init__()
         self.database = database
         self.clock = clock
-        self.told: dict[UUID, Told] = {}
+        self.expected: dict[UUID, ExpectedJob] = {}
         self.messages: list[list[UUID]] = []  # the messages in the broker
         clock.set(0)
         with database.write() as session:
@@ -93,7 +93,7 @@ class Protocol(RuleBasedStateMachine):
         while self.messages:
             for fence in self.deliver("three", again=False):
                 self.end(Outcome.succeeded(fence, answer()))
-        assert not UNFINISHED & {told.state for told in self.told.values()}
+        assert not UNFINISHED & {told.state for told in self.expected.values()}
         self.the_database_says_what_was_done_and_a_job_that_succeeded_has_one_result()
 
     # --- a producer ----------------------------------------------------------------------------
@@ -107,7 +107,7 @@ class Protocol(RuleBasedStateMachine):
         deadline = self.clock.seconds + DEADLINE_SECONDS if hurried else None
         row = job_row(deadline=None if deadline is None else self.clock.at(deadline))
         insert_jobs(self.database, [row])
-        self.told[row["id"]] = Told(deadline)
+        self.expected[row["id"]] = ExpectedJob(deadline)
         return row["id"]
 
     @rule(job_id=jobs)
@@ -119,7 +119,7 @@ class Protocol(RuleBasedStateMachine):
 
     @rule(job_id=jobs)
     def cancel(self, job_id: UUID) -> None:
-        told = self.told[job_id]
+        told = self.expected[job_id]
         with self.database.write() as session:
             cancelled = session.scalars(cancel_retry.cancel_jobs(Job.id == job_id)).all()
         assert len(cancelled) == (told.state in UNFINISHED)
@@ -128,7 +128,7 @@ class Protocol(RuleBasedStateMachine):
 
     @rule(job_id=jobs)
     def retry(self, job_id: UUID) -> None:
-        told = self.told[job_id]
+        told = self.expected[job_id]
         with self.database.write() as session:
             chosen = cancel_retry.retry_jobs(Job.id == job_id, RETRIABLE)
             retried = session.scalars(chosen).all()
@@ -146,7 +146,7 @@ class Protocol(RuleBasedStateMachine):
             ids = [each for each, _ in session.execute(dispatch.next_to_publish(*QUEUE, 100))]
         assert set(ids) == {
             job_id
-            for job_id, told in self.told.items()
+            for job_id, told in self.expected.items()
             if told.state is JobState.QUEUED
             and told.published_at is None
             and told.not_before <= now
@@ -157,7 +157,7 @@ class Protocol(RuleBasedStateMachine):
             with self.database.write() as session:
                 dispatch.mark_published(session, ids)
             for job_id in ids:
-                self.told[job_id].published_at = now
+                self.expected[job_id].published_at = now
 
     @rule()
     def lose(self) -> None:
@@ -186,25 +186,25 @@ class Protocol(RuleBasedStateMachine):
                 session.execute(dispatch.unpublish_queued(QUEUE, long_ago))
         ended = {
             job_id
-            for job_id, told in self.told.items()
+            for job_id, told in self.expected.items()
             if told.state is JobState.RUNNING and told.lease_until < now
         }
         assert {row.id for row in left} == ended
         for job_id in ended:
-            self.told[job_id].back_in_line(self.told[job_id].not_before)
+            self.expected[job_id].back_in_line(self.expected[job_id].not_before)
         past = {
             job_id
-            for job_id, told in self.told.items()
+            for job_id, told in self.expected.items()
             if told.state in UNFINISHED and told.deadline is not None and told.deadline <= now
         }
         assert set(overdue) == past
         for job_id in past:
-            self.told[job_id].move(JobState.EXPIRED)
+            self.expected[job_id].move(JobState.EXPIRED)
         if not self.messages:
             self.unpublished(now - LOST_SECONDS)
 
     def unpublished(self, before: int) -> None:
-        for told in self.told.values():
+        for told in self.expected.values():
             if told.state is JobState.QUEUED and told.published_at is not None:
                 told.published_at = None if told.published_at <= before else told.published_at
 
@@ -226,11 +226,11 @@ class Protocol(RuleBasedStateMachine):
 
     def claimed(self, job_ids: list[UUID], owner: str) -> list[Fence]:
         now = self.clock.seconds
-        due = {job_id for job_id in job_ids if self.told[job_id].is_due(now)}
+        due = {job_id for job_id in job_ids if self.expected[job_id].is_due(now)}
         got = claim(self.database, job_ids, owner, LEASE_SECONDS)
         assert {fence.job_id for fence in got} == due
         for fence in got:
-            told = self.told[fence.job_id]
+            told = self.expected[fence.job_id]
             told.attempts.append(fence.attempt)
             told.state, told.holder = JobState.RUNNING, fence
             told.lease_until, told.not_before = now + LEASE_SECONDS, 0
@@ -239,9 +239,11 @@ class Protocol(RuleBasedStateMachine):
     @rule(owner=OWNERS)
     def renew(self, owner: str) -> None:
         with self.database.write() as session:
-            statement = leases.renew_leases(owner, list(self.told), LEASE_SECONDS)
+            statement = leases.renew_leases(owner, list(self.expected), LEASE_SECONDS)
             renewed = session.execute(statement).all()
-        held = [told for told in self.told.values() if told.holder and told.holder.owner == owner]
+        held = [
+            told for told in self.expected.values() if told.holder and told.holder.owner == owner
+        ]
         assert {tuple(row) for row in renewed} == {
             (told.holder.job_id, told.holder.attempt) for told in held if told.holder
         }
@@ -250,7 +252,7 @@ class Protocol(RuleBasedStateMachine):
 
     def end(self, outcome: Outcome) -> None:
         """Write as a committer does, even if the job has another owner by now."""
-        told = self.told[outcome.fence.job_id]
+        told = self.expected[outcome.fence.job_id]
         with self.database.write() as session:
             if outcome.answer is None:
                 written = session.execute(completion.finish_attempts([outcome])).all()
@@ -315,9 +317,9 @@ class Protocol(RuleBasedStateMachine):
             ).all()  # fmt: skip
         kept = {row.id: row for row in rows}
         assert {job_id: row.state for job_id, row in kept.items()} == {
-            job_id: told.state for job_id, told in self.told.items()
+            job_id: told.state for job_id, told in self.expected.items()
         }
-        for job_id, told in self.told.items():
+        for job_id, told in self.expected.items():
             row, holder = kept[job_id], told.holder
             assert row.owner == (holder.owner if holder else None)
             assert row.attempt == (told.attempts[-1] if told.attempts else 0)
@@ -327,7 +329,7 @@ class Protocol(RuleBasedStateMachine):
 
     @invariant()
     def no_attempt_is_ever_given_out_twice(self) -> None:
-        for told in self.told.values():
+        for told in self.expected.values():
             assert told.attempts == sorted(set(told.attempts))
 
 

@@ -16,7 +16,7 @@ from engine.sampling.resolve_params import SETTINGS
 
 # The settings of a generation configuration that are supported in flight, or by code that both
 # backends share.
-ATTENDED_TO = frozenset(SETTINGS) | {
+SUPPORTED = frozenset(SETTINGS) | {
     "bad_words_ids", "bos_token_id", "decoder_start_token_id", "eos_token_id",
     "forced_bos_token_id", "forced_eos_token_id", "max_length", "min_length", "pad_token_id",
     "prefix", "stop_strings",
@@ -45,13 +45,13 @@ NEUTRAL: dict[str, Any] = {
 TASKS: tuple[TaskName, ...] = ("generate", "summarize", "translate", "chat")
 
 
-def unattended(own: Mapping[str, Any]) -> list[str]:
+def unsupported_settings(own: Mapping[str, Any]) -> list[str]:
     """The names of a checkpoint's settings that only `generate` supports."""
-    return sorted(name for name, value in own.items() if not is_attended_to(name, value))
+    return sorted(name for name, value in own.items() if not is_supported(name, value))
 
 
-def is_attended_to(name: str, value: Any) -> bool:
-    if value is None or name in ATTENDED_TO or name in INERT:
+def is_supported(name: str, value: Any) -> bool:
+    if value is None or name in SUPPORTED or name in INERT:
         return True
     if name == "cache_implementation":
         return value in EXACT_CACHES
@@ -64,7 +64,7 @@ def reason_of(
     """The reason for the choice of backend; names the settings that send tasks to `generate`."""
     kept_out: dict[str, list[str]] = {}
     for task in TASKS:
-        names = ", ".join(unattended(exact.text.own_settings(Request(id=0, task=task))))
+        names = ", ".join(unsupported_settings(exact.text.own_settings(Request(id=0, task=task))))
         if names:
             kept_out.setdefault(names, []).append(task)
     if not kept_out:
