@@ -175,7 +175,7 @@ class CpuAttentionBackend(ContiguousAttentionBackend):
             torch.get_num_threads(), *self.first_arguments, *self.rows_table.of_layer(layer),
             query.shape[1] // self.shape.num_heads, scale, query.data_ptr(), query.stride(0),
             *new, attended.data_ptr(), *bias, 0, 0, 0 if sinks is None else sinks.data_ptr(),
-            softcap, self.kernel.UNBOUNDED,
+            softcap, 0, self.kernel.UNBOUNDED,
         )  # fmt: skip
 
     def has_prefill(self) -> bool:
@@ -202,7 +202,7 @@ class CpuAttentionBackend(ContiguousAttentionBackend):
         stride, keys = width + 2 * of_keys, qkv + 4 * width
         return (
             width // of_keys, scoring.scale, qkv, stride, keys, stride, keys + 4 * of_keys, stride,
-            attended, 0, 0, cos, sin, 0, scoring.softcap or 0.0, window,
+            attended, 0, 0, cos, sin, 0, scoring.softcap or 0.0, 0, window,
         )  # fmt: skip
 
 

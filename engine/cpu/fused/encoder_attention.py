@@ -59,23 +59,27 @@ class EncoderAttention:
         )  # fmt: skip
 
     def calls(
-        self, qkv: int, width: int, cos: int, sin: int, scoring: Scoring, attended: int
-    ) -> list[Call]:
+        self, qkv: int, width: int, cos: int, sin: int, scoring: Scoring, attended: int,
+        bias: Tensor | None = None,
+    ) -> list[Call]:  # fmt: skip
         """Return the calls of a layer, without the first arguments, which `prepare` returns.
 
         The arguments are those of `CpuAttentionBackend.merged_arguments`. A window extends in both
         directions, and its size does not count the token itself.
+
+        cos, sin: 0: nothing is rotated
+        bias:     of `FusedStack.distance_bias`, for as many tokens as a prompt may have
         """
         of_keys = self.num_key_heads * self.head_size
         keys, stride = qkv + width * FLOAT_BYTES, width + 2 * of_keys
         values = keys + of_keys * FLOAT_BYTES
-        no_bias, no_sinks = 0, 0
+        no_sinks, of_bias = 0, (0, 0) if bias is None else (bias.data_ptr(), bias.shape[1])
         back = ahead = decode_attention.UNBOUNDED
         if scoring.window is not None:
             back, ahead = scoring.window + 1, scoring.window
         arguments = (
             *(0,) * NUM_FIRST, width // of_keys, scoring.scale, qkv, stride, keys, stride, values,
-            stride, attended, no_bias, ahead, cos, sin, no_sinks, scoring.softcap or 0.0, back,
+            stride, attended, *of_bias, cos, sin, no_sinks, scoring.softcap or 0.0, ahead, back,
         )  # fmt: skip
         return [(each, arguments) for each in ATTENTION]
 

@@ -1,4 +1,4 @@
-"""FusedEncoder: the pass of an encoder like T5Gemma's as one table of compiled calls.
+"""FusedEncoder: the pass of an encoder like T5's or T5Gemma's as one table of compiled calls.
 
 Its layers are those of a LLaMA-like decoder with bidirectional attention.
 """
@@ -33,7 +33,7 @@ class FusedEncoder(StackStep):
     def __call__(self, tokens: Ints, positions: Ints, spans: Spans) -> Tensor:
         """Encode prompts that are concatenated in a row.
 
-        tokens, positions: of the row
+        tokens, positions: of the row; no positions are needed without a rotary embedding
         spans:   of the prompts; tokens after the last are padding
         returns: (tokens, width) float32, overwritten by the next pass
         raises:  IndexError for a token id without an embedding
@@ -49,13 +49,17 @@ class FusedEncoder(StackStep):
         self.attention = EncoderAttention(
             stack.num_key_heads, stack.head_size, capacity.tokens, capacity.threads
         )
+        self.bias = None
+        if stack.relative_attention is not None:
+            self.bias = stack.distance_bias(capacity.tokens)
         calls, attention_at = self.begin_calls(buffers), []
         for layer in stack.layers:
             calls.add_queries(layer)
-            cos, sin = (each.data_ptr() for each in buffers.own_rotations[layer.rotary_kind])
+            cos, sin = buffers.rotation_addresses(layer.rotary_kind)
             for call in self.attention.calls(
-                buffers.wide, layer.output.in_features, cos, sin, layer.scoring, buffers.narrow
-            ):
+                buffers.wide, layer.output.in_features, cos, sin, layer.scoring, buffers.narrow,
+                self.bias,
+            ):  # fmt: skip
                 attention_at.append(calls.add_as_is(call))
             calls.add_output(layer)
             calls.add_mlp(layer)

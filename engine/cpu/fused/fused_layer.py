@@ -6,12 +6,13 @@ from typing import Any
 
 from engine.attention.base import Scoring
 from engine.cpu import packed_gemm
+from engine.cpu.fused import t5_parts
 from engine.cpu.kernels import activation, rms_norm
 from engine.cpu.merged_linear import LinearSlice
 from engine.cpu.packed_experts import PackedExperts, Products
 
 # The names stay a list: a short self-test would not see what a layer does only far into a text.
-LAYERS = frozenset(
+LAYERS = t5_parts.LAYERS | frozenset(
     {"LlamaDecoderLayer", "MistralDecoderLayer", "Phi3DecoderLayer", "Qwen2DecoderLayer",
      "Qwen3DecoderLayer", "GemmaDecoderLayer", "Gemma2DecoderLayer", "Gemma3DecoderLayer",
      "MixtralDecoderLayer", "Qwen3MoeDecoderLayer", "T5GemmaDecoderLayer", "T5GemmaEncoderLayer"}
@@ -51,7 +52,8 @@ class FusedLayer:
     """The linear layers, norms and settings of a layer of LAYERS. A norm that it lacks is None."""
 
     def __init__(self, own: Any, scorings: list[Scoring], rotary_kind: str | None) -> None:
-        """scorings:    of its self-attention and then of its cross-attention
+        """own:         has the names of LLaMA's parts
+        scorings:    of its self-attention and then of its cross-attention
         rotary_kind: of its positions, where a model has several kinds; None: the only one
         """
         self.scoring, self.rotary_kind = scorings[0], rotary_kind
@@ -82,20 +84,27 @@ class FusedLayer:
         linears = [self.qkv, self.output]
         if self.mixture is None:
             linears += [self.gate_up, self.down]
-        norms = [self.query_norm, self.key_norm, self.attended_norm, self.mlp_output_norm]
-        norms = [self.input_norm, self.mlp_norm, *(each for each in norms if each is not None)]
+        optional = [self.query_norm, self.key_norm, self.attended_norm, self.mlp_output_norm]
+        norms = [self.input_norm, self.mlp_norm]
         scorings = [self.scoring]
         if self.cross is not None:
             linears += [self.cross.query, self.cross.output]
-            norms += [self.cross.input_norm, self.cross.attended_norm]
+            norms.append(self.cross.input_norm)
+            optional.append(self.cross.attended_norm)
             scorings.append(self.cross.scoring)
+        norms += [each for each in optional if each is not None]
         return (
-            self.activation in (activation.SILU, activation.GELU)
+            all(isinstance(each, packed_gemm.PackedGemmLinear) for each in linears)
+            and all(isinstance(each, rms_norm.RMSNorm) for each in norms)
+            and self.activation in (activation.GATED if self.is_gated else activation.PLAIN)
             and (self.mixture is None or self.mlp_output_norm is None)
             and all(each.sinks is None for each in scorings)
-            and all(isinstance(each, rms_norm.RMSNorm) for each in norms)
-            and all(isinstance(each, packed_gemm.PackedGemmLinear) for each in linears)
         )
+
+    @property
+    def is_gated(self) -> bool:
+        """Return whether what is activated is multiplied with what is not."""
+        return self.mixture is not None or self.gate_up.out_features > self.down.in_features
 
     @property
     def wide(self) -> int:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.attention.layers import AttentionLayer
+from engine.cpu.fused import t5_parts
 from engine.cpu.fused.fused_layer import LAYERS, FusedLayer
 from engine.cpu.kernels import rms_norm
 
@@ -31,14 +32,19 @@ class FusedStack:
         self.embedding_scale = float(getattr(own.embed_tokens, "embed_scale", 1.0))
         if type(own).__name__ in SCALING:
             self.embedding_scale = self.width**0.5
-        self.rotary, self.norm = own.rotary_emb, own.norm
+        parts = parts_of(own)
+        self.rotary, self.norm = parts.rotary_emb, parts.norm
+        # Adds a bias by distance to the scores of every layer, as T5's first does; None: nothing.
+        self.relative_attention: Any = getattr(parts, "relative_attention", None)
         has_kinds = isinstance(getattr(self.rotary, "rope_type", None), dict)
         kinds = own.config.layer_types if has_kinds else [None] * len(calls)
         self.layers = [
             FusedLayer(layer, [each.scoring for each in its_calls], kind)
-            for layer, its_calls, kind in zip(own.layers, calls, kinds, strict=True)
+            for layer, its_calls, kind in zip(parts.layers, calls, kinds, strict=True)
         ]
         self.rotary_kinds = sorted({each.rotary_kind for each in self.layers}, key=str)
+        if self.rotary is None:
+            self.rotary_kinds = []
 
     @property
     def width(self) -> int:
@@ -53,7 +59,8 @@ class FusedStack:
         return self.calls[0][0].key_size
 
     def is_fusible(self) -> bool:
-        """Return whether all parts are packed and fused, and whole heads of one size rotated."""
+        """Return whether all parts are packed and fused, and whole heads of one size are rotated or
+        none are."""
         sizes = {
             (each.num_key_heads, each.key_size, each.value_size)
             for calls in self.calls
@@ -66,7 +73,8 @@ class FusedStack:
         )
 
     def is_rotated(self) -> bool:
-        """Return whether the rotary embedding covers whole heads and depends on positions only."""
+        """Return whether the rotary embedding, if any, covers whole heads and depends on positions
+        only."""
         types = getattr(self.rotary, "rope_type", None)
         for kind in self.rotary_kinds:
             rope_type = types if kind is None else types.get(kind)  # type: ignore[union-attr]  # a dict
@@ -85,10 +93,23 @@ class FusedStack:
         both = self.rotary(self.embedding, position_ids=positions, **named)
         return [each.contiguous() for each in both]
 
+    def distance_bias(self, num_tokens: int) -> Tensor:
+        """Return (query heads, 2 * num_tokens - 1): what T5's encoder adds to the scores of tokens
+        before and behind one, which itself is in the middle."""
+        bias: Tensor = self.relative_attention.compute_bias(
+            1, 2 * num_tokens - 1, past_seen_tokens=num_tokens - 1
+        )
+        return bias[0, :, 0].contiguous()
+
+
+def parts_of(own: Any) -> Any:
+    """Return a stack, or its parts, by the names of LLaMA's."""
+    return t5_parts.stack_of(own) if t5_parts.has_blocks(own) else own
+
 
 def is_known(own: Any) -> bool:
     """Return whether the stack has layers, an embedding and a norm of known classes."""
-    layers = getattr(own, "layers", ())
+    layers = own.block if t5_parts.has_blocks(own) else getattr(own, "layers", ())
     embedding: Any = getattr(own, "embed_tokens", None)
     return (
         len(layers) > 0
@@ -96,5 +117,5 @@ def is_known(own: Any) -> bool:
         and (type(embedding) is nn.Embedding or type(embedding).__name__ in SCALED_EMBEDDINGS)
         and embedding.weight.dtype == torch.float32
         and embedding.weight.is_contiguous()
-        and isinstance(own.norm, rms_norm.RMSNorm)
+        and isinstance(parts_of(own).norm, rms_norm.RMSNorm)
     )

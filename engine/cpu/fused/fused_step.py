@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from engine.attention.base import DecodeForward
 from engine.attention.layers import decoder_calls, num_calls_of
@@ -56,6 +56,10 @@ class FusedStep(StackStep):
         self.attention, self.cross_attention = attention, cross_attention
         self.head = model.get_output_embeddings()
         config = model.config.get_text_config(decoder=True)
+        self.norm = stack.norm
+        if getattr(config, "scale_decoder_outputs", False):  # T5, where the head is the embedding
+            weight = stack.norm.weight.detach() * stack.width**-0.5
+            self.norm = type(stack.norm)(nn.Parameter(weight, False), stack.norm.variance_epsilon)
         self.logits_softcap: float | None = getattr(config, "final_logit_softcapping", None)
 
     def __call__(self, tokens: Ints, positions: Ints, logits_indices: Ints | None = None) -> Tensor:
@@ -74,6 +78,11 @@ class FusedStep(StackStep):
             (self.attention.rows_table, *2 * (self.attention.prompts_table,)), strict=True,
         ):  # fmt: skip
             self._prepare_attention(at, call, self.attention, caches)
+        if self.attention.bias is not None:
+            bias = self.attention.bias
+            of_rows = self.attention_at[0]
+            self.table.calls[of_rows, 1 + decode_attention.BIAS] = bias.data_ptr()
+            self.table.calls[of_rows, 1 + decode_attention.BIAS_WIDTH] = bias.shape[1]
         if self.cross_attention is not None:
             self._prepare_attention(
                 self.cross_attention_at, decode_attention.run, self.cross_attention,
@@ -131,7 +140,7 @@ class FusedStep(StackStep):
                 cross_attention_at.append(self._add_cross_attention(calls, layer.cross))
                 calls.add_output(layer.cross)
             calls.add_mlp(layer, of_requested=is_last)
-        calls.add_norm(calls.hidden, self.stack.norm, buffers.normed, of_requested=True)
+        calls.add_norm(calls.hidden, self.norm, buffers.normed, of_requested=True)
         calls.add_product(self.head, buffers.normed, logits, of_requested=True)
         if self.logits_softcap is not None:
             bounded = (logits, 0, self.head.out_features, self.logits_softcap)
@@ -143,7 +152,7 @@ class FusedStep(StackStep):
     def _add_attention(self, calls: LayerCalls, layer: FusedLayer) -> list[int]:
         """Add the calls of a layer's self-attention; returns their indices."""
         buffers = calls.buffers
-        cos, sin = (each.data_ptr() for each in buffers.own_rotations[layer.rotary_kind])
+        cos, sin = buffers.rotation_addresses(layer.rotary_kind)
         arguments = self.attention.merged_arguments(
             buffers.wide, layer.output.in_features, cos, sin, layer.scoring, buffers.narrow
         )
@@ -156,7 +165,7 @@ class FusedStep(StackStep):
         no_new_keys, no_bias, no_rotation, no_sinks = (0,) * 4, (0,) * 2, (0,) * 2, 0
         arguments = (
             group, scoring.scale, buffers.wide, width, *no_new_keys, buffers.narrow, *no_bias,
-            *no_rotation, no_sinks, scoring.softcap or 0.0, decode_attention.UNBOUNDED,
+            *no_rotation, no_sinks, scoring.softcap or 0.0, 0, decode_attention.UNBOUNDED,
         )  # fmt: skip
         return calls.add_as_is((decode_attention.run, (*NO_CACHES, *arguments)))
 

@@ -139,19 +139,20 @@ class LayerCalls:
             return
         inner, norm = layer.down.in_features, layer.mlp_output_norm
         self.add_product(layer.gate_up, buffers.normed, buffers.wide, 0, of_requested)
-        activated = self._activation(inner, layer.activation)
+        activated = self._activation(inner, layer.activation, layer.gate_up.out_features)
         self.add(activated, activation.NUM_ROWS, of_requested)
         residual = middle if norm is None else 0
         self.add_product(layer.down, buffers.narrow, hidden, residual, of_requested)
         if norm is not None:
             self.add_norm(hidden, norm, hidden, middle, of_requested)
 
-    def _activation(self, inner: int, kind: int) -> Call:
+    def _activation(self, inner: int, kind: int, stride: int) -> Call:
         """Return the call of an activation.
 
-        inner: the floats of a row's gate, which `up` follows
+        inner:  the floats of a row's gate, which `up` follows, if there is one
+        stride: from a row to the next, in floats
         """
-        wide, stride = self.buffers.wide, 2 * inner
+        wide = self.buffers.wide
         up = wide + inner * FLOAT_BYTES
         return activation.run, (wide, up, self.buffers.narrow, 0, inner, stride, stride, kind)
 
@@ -170,7 +171,8 @@ class LayerCalls:
         self.add((routing_kernels.group, arguments), routing_kernels.NUM_ROWS, of_requested)
         self.add((gather_rows.run, sorted_rows), gather_rows.NUM_ROWS, of_requested, chosen)
         self.add_as_is((packed_experts.run, first))
-        activated = self._activation(mixture.second.depth, kind)
+        inner = mixture.second.depth
+        activated = self._activation(inner, kind, 2 * inner)
         self.add(activated, activation.NUM_ROWS, of_requested, chosen)
         self.add_as_is((packed_experts.run, second))
         self.add((routing_kernels.combine, arguments), routing_kernels.NUM_ROWS, of_requested)

@@ -44,7 +44,8 @@ class StackStep(ABC):
         num_logits: the number of tokens whose logits are requested; None: all
         raises:     IndexError for a token id without an embedding
         """
-        ids, places = np.array(tokens), np.array(positions)
+        ids = np.array(tokens)
+        places = np.array(positions if self.stack.rotary_kinds else (0,))
         num_logits = len(ids) if num_logits is None else num_logits
         if not 0 <= ids.min() <= ids.max() < len(self.stack.embedding):
             raise IndexError("a token that the model has no embedding of")

@@ -96,3 +96,7 @@ class StepBuffers:
         mixtures = [each.mixture for each in stack.layers if each.mixture is not None]
         # One for all, since a layer is done with it before the next.
         self.routing = Routing(mixtures, capacity.tokens) if mixtures else None
+
+    def rotation_addresses(self, kind: str | None) -> list[int]:
+        """Return those of a step's cosines and sines; zeros where nothing is rotated."""
+        return [each.data_ptr() for each in self.own_rotations.get(kind, ())] or [0, 0]

@@ -25,10 +25,12 @@ from engine.cpu.thread_pool import (
     threads_for,
 )
 
+# UP is not read by an activation without a gate.
 GATE, UP, OUT, NUM_ROWS, WIDTH, GATE_STRIDE, UP_STRIDE, KIND = range(8)
 NUM_ARGUMENTS = 8
-SILU, GELU = range(2)  # kinds of activation
-# By the class of the activation in `transformers`; what it computes is tried.
+SILU, GELU, RELU = range(3)  # kinds of activation
+GATED, PLAIN = (SILU, GELU), (RELU,)
+# By the class of a gate's activation in `transformers`; what it computes is tried.
 KINDS = {"SiLU": SILU, "SiLUActivation": SILU, "GELUTanh": GELU, "NewGELUActivation": GELU}
 MIN_VALUES_A_THREAD = 8192  # below it waking a thread costs more
 
@@ -120,6 +122,12 @@ def gelu_and_mul(gate: Any, up: Any, out: Any, width: Any) -> None:
         out[each] = over_one_plus_exp(x, np.float32(2) * y) * up[each]
 
 
+@fast
+def relu(gate: Any, out: Any, width: Any) -> None:
+    for each in range(width):
+        out[each] = max(gate[each], np.float32(0))
+
+
 def body(arguments: Any) -> None:
     """Compute the calling thread's share of the rows."""
     a = carray(arguments, (NUM_ARGUMENTS,))
@@ -129,7 +137,9 @@ def body(arguments: Any) -> None:
         gate = carray(floats_at(a[GATE] + row * a[GATE_STRIDE] * FLOAT_BYTES), (width,))
         up = carray(floats_at(a[UP] + row * a[UP_STRIDE] * FLOAT_BYTES), (width,))
         out = carray(floats_at(a[OUT] + row * width * FLOAT_BYTES), (width,))
-        if a[KIND] == GELU:
+        if a[KIND] == RELU:
+            relu(gate, out, width)
+        elif a[KIND] == GELU:
             gelu_and_mul(gate, up, out, width)
         else:
             silu_and_mul(gate, up, out, width)

@@ -38,15 +38,18 @@ QUERY, QUERY_STRIDE = 8, 9  # (rows, query heads, head size), and the stride of 
 # (rows, heads, head size) each; 0: nothing is written, as in a cross-attention
 NEW_KEYS, KEYS_STRIDE, NEW_VALUES, VALUES_STRIDE = 10, 11, 12, 13
 OUT = 14  # (rows, query heads, head size)
-# (query heads, width), whose last column is for the row's newest token; 0: none
+# (query heads, width), whose last column is for the row's newest token; in an encoder the middle
+# one is for a token itself, between those before and behind it; 0: none
 BIAS, BIAS_WIDTH = 15, 16
 # (rows, head size), by which queries and new keys are rotated; 0: they are used as they are
 COS, SIN = 17, 18
 SINKS = 19  # (query heads,), scores beside those of a head's columns; 0: none
 SOFTCAP_BITS = 20  # of a float64, by which scores are bounded; 0.0: they are not
-WINDOW = 21  # of prompts, in tokens; a row's cache begins with the first column that it sees
-NUM_ARGUMENTS = 22
-LAYOUT = "7qd12qdq"
+# Of prompts, in tokens: how many a token sees behind its own, and how many up to it; a row's cache
+# begins with the first column that it sees.
+AHEAD, WINDOW = 21, 22
+NUM_ARGUMENTS = 23
+LAYOUT = "7qd12qd2q"
 
 UNBOUNDED = 2**62  # tokens, where a layer has no window
 

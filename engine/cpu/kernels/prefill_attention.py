@@ -3,7 +3,7 @@
 Each prompt is written to its cache at once: its keys, rotated by their positions, and its values.
 Then every token attends to those up to its own. That is half the work of attention under a mask;
 for prompts of some hundred tokens torch's computes all of it. Columns before a window are skipped
-too. In an encoder attention is bidirectional.
+too. In an encoder attention is bidirectional, and a bias by distance may be added to the scores.
 
 The arguments are those of `decode_attention`, with prompts in the place of caches. A cache may hold
 the first columns of its prompt already; then the rows hold the rest only. A token's result has the
@@ -18,10 +18,13 @@ import numpy as np
 from numba import carray
 
 from engine.cpu.kernels.decode_attention import (
+    AHEAD,
     ANCESTORS,
+    BIAS,
     BIAS_WIDTH,
     CACHES,
     CAPACITY,
+    COS,
     FIRST_ROW,
     GROUP,
     HEAD_SIZE,
@@ -67,7 +70,6 @@ from engine.cpu.thread_pool import (
 )
 
 START = ANCESTORS  # in a prompt's cache, which has no ancestors: its first column in the rows
-AHEAD = BIAS_WIDTH  # prompts have no bias: how many tokens behind its own a token sees
 BLOCK_TOKENS = 64  # whose queries one thread takes; the keys before them are transposed for it
 
 narrow, wide = microkernel(1), microkernel(2)
@@ -128,6 +130,34 @@ def whole_panels(column: Any) -> Any:
 
 
 @fast
+def place(a: Any, token: Any, source: Any, target: Any) -> None:
+    """Copy a head, rotated if positions rotate. source, target: addresses"""
+    if a[COS] != 0:
+        rotate(a, token, source, target)
+    else:
+        copy(source, target, a[HEAD_SIZE])
+
+
+@fast
+def bias_at(a: Any, query_head: Any, distance: Any) -> Any:
+    """Return the address of a head's bias of what lies `distance` tokens behind a token."""
+    middle = a[BIAS_WIDTH] // 2
+    return a[BIAS] + (query_head * a[BIAS_WIDTH] + middle + distance) * FLOAT_BYTES
+
+
+@fast
+def scale_scores(scores: Any, begin: Any, end: Any, scale: Any, bias: Any) -> None:
+    """Scale the scores of columns, and add a bias. bias: of column 0, an address; 0: none"""
+    if bias == 0:
+        for column in range(begin, end):
+            scores[column] *= scale
+        return
+    added = carray(floats_at(bias), (end,))
+    for column in range(begin, end):
+        scores[column] = scale * scores[column] + added[column]
+
+
+@fast
 def attend_block(a: Any, prompt: Any, head: Any, begin: Any, end: Any, scratch: Any) -> None:
     """Attend with the prompt's tokens in [begin, end), for the query heads of one key head."""
     size, group = a[HEAD_SIZE], a[GROUP]
@@ -151,7 +181,7 @@ def attend_block(a: Any, prompt: Any, head: Any, begin: Any, end: Any, scratch: 
             for row in range(num_rows):
                 token = prompt[FIRST_ROW] + first + row - prompt[START]
                 query = a[QUERY] + (token * a[QUERY_STRIDE] + query_head * size) * FLOAT_BYTES
-                rotate(a, token, query, queries + row * size * FLOAT_BYTES)
+                place(a, token, query, queries + row * size * FLOAT_BYTES)
             multiply(
                 num_rows, queries, size, transposed_keys + (start - base) * size * FLOAT_BYTES,
                 PANEL_WIDTH, size * PANEL_WIDTH, size, scratch, width, num_columns,
@@ -162,8 +192,10 @@ def attend_block(a: Any, prompt: Any, head: Any, begin: Any, end: Any, scratch: 
                 unseen = first_seen(a, first + row) - start
                 last = end_seen(a, prompt, first + row) - start
                 seen_at, num_seen = at + unseen * FLOAT_BYTES, last - unseen
-                for column in range(unseen, last):
-                    scores[column] *= scale
+                bias = 0
+                if a[BIAS] != 0:
+                    bias = bias_at(a, query_head, start - first - row)
+                scale_scores(scores, unseen, last, scale, bias)
                 if softcap != np.float32(0):
                     bound(carray(floats_at(seen_at), (num_seen,)), num_seen, softcap)
                 softmax(seen_at, num_seen)
@@ -190,7 +222,7 @@ def write_token(a: Any, prompt: Any, column: Any) -> None:
         key = a[NEW_KEYS] + (token * a[KEYS_STRIDE] + head * size) * FLOAT_BYTES
         value = a[NEW_VALUES] + (token * a[VALUES_STRIDE] + head * size) * FLOAT_BYTES
         of_first = (head * prompt[CAPACITY] + column) * size * FLOAT_BYTES
-        rotate(a, token, key, prompt[KEYS] + of_first)
+        place(a, token, key, prompt[KEYS] + of_first)
         copy(value, prompt[VALUES] + of_first, size)
         for row in range(1, prompt[NUM_ROWS]):
             at = of_first + row * prompt[ROW_STRIDE] * FLOAT_BYTES

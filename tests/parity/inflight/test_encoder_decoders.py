@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
 from engine.backends import proved_router
 from engine.backends.loader import load
@@ -21,6 +22,7 @@ from engine.protocol.request import Request
 from engine.protocol.sampling_params import SamplingParams
 from engine.runners.own_cache import OwnCacheRunner
 from engine.runners.row_masks import RowMasks
+from engine.runners.step_executor import PrefillBatch
 from tests import checkpoints
 from tests.parity.trials.alone import Alone
 from tests.parity.trials.joining import SETTINGS, let_join, requests_for, spec_of
@@ -167,9 +169,19 @@ def sharing_engine(kind: str, is_paged: bool | None, folder: Path) -> RouterBack
 def encoder_passes(engine: RouterBackend) -> list[int]:
     """The number of tokens of each forward of the encoder from now on."""
     passes: list[int] = []
-    engine.checkpoint.model.get_encoder().register_forward_pre_hook(
-        lambda _, __, named: passes.append(named["input_ids"].numel()), with_kwargs=True
-    )
+    executor = getattr(engine.in_flight.runner, "executor", None)
+    if executor is None:  # by the model's own cache
+        engine.checkpoint.model.get_encoder().register_forward_pre_hook(
+            lambda _, __, named: passes.append(named["input_ids"].numel()), with_kwargs=True
+        )
+        return passes
+    prefill = executor.prefill
+
+    def counted(batch: PrefillBatch) -> Tensor:
+        passes.append(len(batch.token_ids))
+        return prefill(batch)
+
+    executor.prefill = counted
     return passes
 
 

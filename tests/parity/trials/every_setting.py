@@ -13,7 +13,7 @@ from typing import Any
 from engine.protocol.request import Request
 from engine.protocol.sampling_params import SamplingParams
 from engine.runners.captured_step import CapturedExecutor
-from engine.runners.step_executor import FusedExecutor
+from engine.runners.step_executor import FusedEncoderDecoder, FusedExecutor
 from tests import checkpoints
 from tests.parity.trials.alone import Alone
 from tests.running.engines import Bench
@@ -138,6 +138,10 @@ def assert_captured_or_fused(bench: Bench) -> None:
     """Check that steps were captured and replayed to the end, or are fused, which needs no
     capture."""
     executor = bench.loop.engine.in_flight.runner.executor
+    if isinstance(executor, FusedEncoderDecoder):
+        if executor.fused_step is not None:
+            return
+        executor = executor.otherwise
     if isinstance(executor, FusedExecutor):
         return
     assert isinstance(executor, CapturedExecutor)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,7 +19,10 @@ from engine.attention.selection import contiguous_kv_cache
 from engine.cpu.fused.call_table import CallTable
 from engine.cpu.fused.encoder_attention import NUM_FIRST, EncoderAttention
 from engine.cpu.fused.fused_encoder import FusedEncoder
+from engine.cpu.fused.fused_stack import FusedStack
 from engine.cpu.kernels import prefill_attention
+from engine.cpu.quantized_linear import Int8Linear
+from engine.cpu.self_test import is_close
 from engine.runners.captured_step import CapturedExecutor
 from engine.runners.seq2seq import Seq2SeqRunner
 from engine.runners.step_executor import EagerExecutor, FusedEncoderDecoder
@@ -62,6 +65,33 @@ def t5gemma(own_of_decoder: dict[str, Any] | None = None, **own_of_encoder: Any)
             if name.endswith("norm.weight"):
                 each.normal_(0.0, 0.3)
     return model
+
+
+def t5(kind: str = "t5", **own: Any) -> Any:
+    torch.manual_seed(7)
+    # Heads are wider than the hidden states, and distances are told apart up to 40 tokens.
+    config = {"t5": hf.T5Config, "mt5": hf.MT5Config}[kind](
+        vocab_size=VOCAB, d_model=64, d_kv=32, d_ff=88, num_layers=3, num_decoder_layers=2,
+        num_heads=3, relative_attention_max_distance=40, pad_token_id=0, eos_token_id=1,
+        decoder_start_token_id=0, **own,
+    )  # fmt: skip
+    model = hf.AutoModelForSeq2SeqLM.from_config(config).eval()
+    with torch.no_grad():
+        for name, each in model.named_parameters():
+            if name.endswith("norm.weight"):
+                each.normal_(1.0, 0.3)
+            elif name.endswith("relative_attention_bias.weight"):
+                each.normal_(0.0, 2.0)
+            elif each.dim() > 1:
+                each.normal_(0.0, each.shape[-1] ** -0.5)
+    return model
+
+
+T5S = {
+    "t5": {"tie_word_embeddings": True},
+    "t5 of version 1.1": {"tie_word_embeddings": False, "feed_forward_proj": "gated-gelu"},
+    "mt5": {"kind": "mt5", "feed_forward_proj": "gated-gelu"},
+}
 
 
 def runner_of(model: Any) -> Seq2SeqRunner:
@@ -126,6 +156,24 @@ def test_passes_and_steps_give_the_logits_of_the_models_own_code(
     assert found.isfinite().all()
 
 
+@pytest.mark.parametrize("own", T5S.values(), ids=T5S)
+def test_passes_and_steps_of_t5_give_the_logits_of_its_own_code(own: dict[str, Any]) -> None:
+    together = [sequence(5), sequence(150, num_rows=2), sequence(64)]
+    found, expected = (
+        logits_of(make(t5(**own)), together, num_steps=60)
+        for make in (fused_runner_of, plain_runner_of)
+    )
+    assert is_close(found, expected, tolerance=1e-4)
+    assert found.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "own", [{"feed_forward_proj": "gelu"}, {"feed_forward_proj": "gated-relu"}]
+)
+def test_a_t5_of_other_activations_is_left_to_its_own_code(own: dict[str, Any]) -> None:
+    assert isinstance(runner_of(t5(**own)).executor, CapturedExecutor)
+
+
 def test_heads_that_are_no_whole_registers_are_decoded_fused_and_encoded_by_the_model() -> None:
     own = {"head_dim": 12, "query_pre_attn_scalar": 12}
     runner = runner_of(t5gemma(own, **own))
@@ -138,9 +186,12 @@ def test_heads_that_are_no_whole_registers_are_decoded_fused_and_encoded_by_the_
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("make", [t5gemma, t5])
 @pytest.mark.parametrize("num_threads", [1, 2, 3])
-def test_a_row_gives_the_same_bits_alone_and_in_a_batch(num_threads: int) -> None:
-    runner = fused_runner_of(t5gemma())
+def test_a_row_gives_the_same_bits_alone_and_in_a_batch(
+    num_threads: int, make: Callable[[], Any]
+) -> None:
+    runner = fused_runner_of(make())
     before = torch.get_num_threads()
     torch.set_num_threads(num_threads)
     try:
@@ -182,16 +233,51 @@ def test_tokens_of_an_encoder_see_both_ways(window: int | None, spans: Spans) ->
     assert (found[spans[-1][1] :] == 7.0).all()  # the row's padding is unchanged
 
 
-def test_the_buffers_grow_with_longer_prompts() -> None:
-    ours, own = fused_runner_of(t5gemma()), plain_runner_of(t5gemma())
+@pytest.mark.parametrize("group", [1, 2])
+@pytest.mark.parametrize("spans", [((0, 1),), ((0, 65), (65, 68)), ((0, 7), (7, 300))])
+def test_a_bias_by_distance_is_added_to_the_scores_of_an_encoder(spans: Spans, group: int) -> None:
+    key_heads, size, num_tokens, scale = 2, 32, spans[-1][1] + 3, 0.5
+    heads = group * key_heads
+    draw = torch.Generator().manual_seed(num_tokens)
+    qkv = torch.randn(num_tokens, (heads + 2 * key_heads) * size, generator=draw)
+    bias = torch.randn(heads, 2 * num_tokens - 1, generator=draw)
+    found, width = torch.empty(num_tokens, heads * size), heads * size
+    attention = EncoderAttention(key_heads, size, num_tokens, num_threads=2)
+    table = CallTable(
+        attention.calls(qkv.data_ptr(), width, 0, 0, Scoring(scale), found.data_ptr(), bias)
+    )
+    table.calls[:, 1 : 1 + NUM_FIRST] = attention.prepare(spans)
+    table.run(2)
+    query, key, value = (
+        each.view(num_tokens, -1, size).transpose(0, 1).repeat_interleave(heads // number, dim=0)
+        for each, number in zip(
+            qkv.split([width, key_heads * size, key_heads * size], dim=1),
+            (heads, key_heads, key_heads), strict=True,
+        )
+    )  # fmt: skip
+    for begin, end in spans:
+        at = torch.arange(end - begin)
+        distance = at[None] - at[:, None]
+        scores = scale * query[:, begin:end] @ key[:, begin:end].transpose(1, 2)
+        scores += bias[:, num_tokens - 1 + distance]
+        expected = scores.softmax(dim=-1) @ value[:, begin:end]
+        torch.testing.assert_close(
+            found[begin:end], expected.transpose(0, 1).flatten(1), rtol=1e-5, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("make", [t5gemma, t5])
+def test_the_buffers_grow_with_longer_prompts(make: Callable[[], Any]) -> None:
+    ours, own = fused_runner_of(make()), plain_runner_of(make())
     for num_tokens in (3, 64, 65, 700, 5):
         found, expected = (logits_of(each, [sequence(num_tokens)], 2) for each in (ours, own))
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("make", [t5gemma, t5])
 @pytest.mark.parametrize("token", [-1, VOCAB])
-def test_a_token_without_an_embedding_is_refused(token: int) -> None:
-    runner = fused_runner_of(t5gemma())
+def test_a_token_without_an_embedding_is_refused(token: int, make: Callable[[], Any]) -> None:
+    runner = fused_runner_of(make())
     (cache,), _ = runner.prefill([sequence(5)])
     with pytest.raises(IndexError):
         runner.decode([cache], [token])
@@ -236,6 +322,26 @@ def test_tokens_that_do_not_see_ahead_are_found_by_the_self_test(
     assert "kernel disagrees with torch" in [each.message for each in caplog.records]
     assert isinstance(runner.executor, FusedEncoderDecoder)
     assert runner.executor.fused_encoder is None
+
+
+def test_a_bias_by_another_distance_is_found_by_the_self_test(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = FusedStack.distance_bias
+    monkeypatch.setattr(FusedStack, "distance_bias", lambda *named: own(*named).flip(1))
+    with caplog.at_level(logging.WARNING):
+        runner = runner_of(t5())
+    assert "kernel disagrees with torch" in [each.message for each in caplog.records]
+    assert isinstance(runner.executor, FusedEncoderDecoder)
+    assert runner.executor.fused_encoder is None
+    assert runner.executor.fused_step is not None
+
+
+def test_layers_in_int8_are_left_to_the_models_own_code() -> None:
+    model = t5()
+    laid_out(model, Int8Linear)
+    runner = Seq2SeqRunner(model, 3, contiguous_kv_cache(kv_shape_of(model), poisoned=True))
+    assert isinstance(runner.executor, CapturedExecutor)
 
 
 def test_a_cross_attention_of_another_kind_is_found_by_the_self_test(
