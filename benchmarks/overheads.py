@@ -31,7 +31,7 @@ from benchmarks.pipeline import DATABASES, FAKE, NUM_WARM_UP, RAW, Road, ask, sp
 from db.encryption.key_ring import new_key
 from tests.services.servers import free_port
 
-SCRAPE_SECONDS = 5.0  # three times as often as Prometheus by default
+SCRAPE_SECONDS = 5.0  # three times as often as a usual Prometheus
 WORDS = "the tide turns and the wheel of the mill begins to move again while gulls cry " * 12
 TEXT = f"{WORDS} write to ada@mail.example or pay DE89370400440532013000 {WORDS}"  # 2 kB
 # As `opentelemetry-instrument` does it, with an exporter that takes spans and drops them.

@@ -208,8 +208,8 @@ def made(shape: Shape) -> Any:
 
 
 def newer(shape: Shape) -> Any:
-    """Return the configuration of a family of 2023-25, mostly with two query heads for each key
-    head."""
+    """Return the configuration of a family of 2023-25, with two query heads for each key head, as
+    in most."""
     import transformers as hf
 
     size = shape.width // shape.heads
