@@ -64,7 +64,7 @@ FILES: dict[str, tuple[Callable[[Random], Iterator[Fields]], str, int]] = {
 
 
 def yearbook() -> str:
-    """Return a report on a year, with a section for each month."""
+    """Return a report on a year: some twenty parts for a model, and a section for each month."""
     reports = islice(held_out(make_report, SEED + 1), 12 * REPORTS_A_MONTH)
     months = [
         "\n\n".join(
@@ -76,7 +76,7 @@ def yearbook() -> str:
 
 
 def weeks() -> str:
-    """Return a report with a section for each week, each on one event.
+    """Return a report of twenty sections, one for each week, each on one event.
 
     The strategy `by_section` summarizes each section by itself.
     """

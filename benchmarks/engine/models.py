@@ -208,8 +208,7 @@ def made(shape: Shape) -> Any:
 
 
 def newer(shape: Shape) -> Any:
-    """Return the configuration of a family of 2023-25, with two query heads for each key head, as
-    in most."""
+    """Return a model of a family of 2023-25, with two query heads for each key head, as in most."""
     import transformers as hf
 
     size = shape.width // shape.heads
