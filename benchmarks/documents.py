@@ -1,17 +1,16 @@
-"""What reading documents costs, beside the same parts sent as plain jobs.
+"""Compare long documents with the same parts submitted as separate jobs.
 
     python -m benchmarks.documents [--documents 1000] [--quick] [--databases sqlite]
     python -m benchmarks.documents --model 15m --documents 12 --longest 4000 --databases sqlite
     python -m benchmarks.documents --million
 
-Documents of log-normal length (median 800 words, one in 300 of 50,000) are summarized by
-a model with a context of 512 tokens. Every request that their recipes make is then sent
-as a job of its own to a worker and a database of the same kind. Meanwhile a short
-interactive job is submitted four times a second, in both. The engine is the fake one,
-whose tokens are words and whose steps take as long as `--step-ms` says, so that the
-engine is as fast as it is on any machine and what differs is the worker's; `--model` takes
-one of random weights and a real tokenizer. The CPU time a part is that of the worker and its
-engine together, which other work on the machine changes less than the rate.
+Documents of log-normal length (median 800 words, one in 300 of 50,000) are summarized by a model
+with a context of 512 tokens. Every request of their recipes is also submitted as a separate job, to
+another worker and database of the same kind. In both runs a short interactive job is submitted four
+times a second. The engine is the fake one, whose tokens are words and whose steps take `--step-ms`;
+so its speed is the same on any machine, and only the worker's differs. `--model` uses a model with
+random weights and a real tokenizer instead. The CPU time of a part includes the worker and its
+engine; other work on the machine affects it less than the rate.
 
 `--million` sends one document of 1,000,000 tokens and prints the memory over time.
 """
@@ -42,12 +41,12 @@ SAMPLE_SECONDS = 0.25
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=RAW)
     parser.add_argument("--documents", type=int, default=1000)
-    parser.add_argument("--longest", type=int, default=LONGEST_WORDS, help="words at most")
-    parser.add_argument("--quick", action="store_true", help="a twentieth of the documents")
-    parser.add_argument("--million", action="store_true", help="one document of so many tokens")
-    parser.add_argument("--model", choices=("1m", "15m", "60m"), help="of so many parameters")
-    parser.add_argument("--threads", type=int, default=2, help="of the model's engine")
-    parser.add_argument("--step-ms", type=float, default=5.0, help="of the fake engine")
+    parser.add_argument("--longest", type=int, default=LONGEST_WORDS, help="most words of a text")
+    parser.add_argument("--quick", action="store_true", help="use a twentieth of the documents")
+    parser.add_argument("--million", action="store_true", help="send one document of 1M tokens")
+    parser.add_argument("--model", choices=("1m", "15m", "60m"), help="a model of this size")
+    parser.add_argument("--threads", type=int, default=2, help="threads of the model's engine")
+    parser.add_argument("--step-ms", type=float, default=5.0, help="time of a fake engine's step")
     parser.add_argument("--databases", nargs="+", choices=DATABASES, default=DATABASES)
     arguments = parser.parse_args()
     with Road.built() as road:
@@ -103,7 +102,7 @@ def one_large(road: Road, databases: list[str]) -> None:
     path = road.folder / "documents.jsonl"
     draw = random.Random(6)
     with path.open("w", encoding="utf-8") as file:
-        # Of three letters at most with its space, for a text has 4,000,000 characters at most.
+        # Words of at most three characters with the space: a text may have 4,000,000 characters.
         print(json.dumps({"text": text_of(draw, MILLION, 2)}), file=file)
     for database in databases:
         environment = road.environment(database)
@@ -117,7 +116,7 @@ def one_large(road: Road, databases: list[str]) -> None:
 
 
 def write_documents(path: Path, num_documents: int, most_words: int) -> int:
-    """JSON lines of `text`; returns how many words they have."""
+    """Write the documents as JSON lines with `text`; returns the number of words."""
     draw = random.Random(5)
     num_words = 0
     with path.open("w", encoding="utf-8") as file:
@@ -131,7 +130,7 @@ def write_documents(path: Path, num_documents: int, most_words: int) -> int:
 
 
 def text_of(draw: random.Random, num_words: int, max_letters: int) -> str:
-    """Sentences of twelve words in paragraphs of eight."""
+    """Make sentences of twelve words, in paragraphs of eight sentences."""
     letters = "abcdefghijklmnopqrstuvwxyz"
     words = []
     for at in range(1, num_words + 1):
@@ -144,7 +143,7 @@ def text_of(draw: random.Random, num_words: int, max_letters: int) -> str:
 
 @contextmanager
 def memory_of_worker() -> Iterator[list[float]]:
-    """MiB of the worker's own process, sampled until the end."""
+    """Sample the memory of the worker's own process, in MiB, within this context."""
     samples: list[float] = []
     ended = threading.Event()
 
@@ -167,7 +166,7 @@ def memory_of_worker() -> Iterator[list[float]]:
 
 
 def quarters(samples: list[float]) -> str:
-    """The most in each quarter of the time: it is flat when they are alike."""
+    """Return the peak in each quarter of the time; equal peaks mean that memory does not grow."""
     size = max(len(samples) // 4, 1)
     parts = [samples[at * size : (at + 1) * size if at < 3 else None] for at in range(4)]
     return ", ".join(f"{max(part):,.0f}" for part in parts if part)

@@ -1,4 +1,4 @@
-"""The measuring half of `benchmarks.documents`, in the environment that it sets up."""
+"""The producer of `benchmarks.documents`: submits the jobs and measures the times."""
 
 import itertools
 import json
@@ -29,14 +29,14 @@ from worker.recipes.recipe import Work
 from worker.recipes.summarize import summarize
 
 LOOK_SECONDS = 0.25
-INTERACTIVE_SECONDS = 0.25  # from one to the next
+INTERACTIVE_SECONDS = 0.25  # between two interactive jobs
 SETTINGS = {"max_new_tokens": 32, "seed": 1}
 
 
 def write_parts(config: Path, documents: Path, parts: Path) -> None:
-    """Every request that the recipe makes of the documents, as contracts of plain jobs.
+    """Write every request of the documents' recipes as the contract of a separate job.
 
-    Prints how many there are.
+    Prints the number of contracts.
     """
     model = Catalog.load(config).models["measured"]
     spec = EngineSpec(
@@ -68,7 +68,7 @@ def write_parts(config: Path, documents: Path, parts: Path) -> None:
 
 
 def run(path: Path) -> None:
-    """Prints the seconds to the last commit, and how long interactive jobs took meanwhile."""
+    """Print the seconds until the last commit, and the times of the interactive jobs meanwhile."""
     ended = threading.Event()
     interactive: list[UUID] = []
 
@@ -77,7 +77,7 @@ def run(path: Path) -> None:
             contract = {"text": "gulls cry", "max_new_tokens": 8, "lane": "interactive"}
             interactive.append(submit_contract(GenerateContract.parse(contract)).id)
 
-    # The clock starts when a worker has cut and measured before, for that loads libraries.
+    # The clock starts after the worker has split and measured a first text, which loads libraries.
     text = "Gulls cry and the wheel turns. " * 300
     warm_up = submit_batch([SummarizeContract.parse({**SETTINGS, "text": text})], name="warm-up")
     wait_for(submission.has_unfinished(warm_up.id))

@@ -1,15 +1,15 @@
-"""What each part of what can be switched on costs of the whole path.
+"""Measure the cost of each optional feature on the whole path of a job.
 
     python -m benchmarks.overheads [--jobs 10000] [--rounds 3] [--database sqlite]
     python -m benchmarks.overheads --model 15m [--requests 128] [--rounds 3]
 
-The path is that of `benchmarks.pipeline`: with the fake engine, which costs next to nothing, so
-that every share is as large as it can be; or with a model of random weights. In each round every
-way has its turn, between two of the bare path, in an order that changes; a ratio is taken within a
-round. Beside the jobs a second it says what CPU time the worker's own process took for a job,
-which other work on the machine changes less.
+The path is that of `benchmarks.pipeline`, with the fake engine, which costs almost nothing, so that
+every share is as large as possible; or with a model of random weights. In each round every feature
+has a turn, in alternating order, between two turns of the bare path, and ratios are taken within a
+round. Besides the jobs a second it prints the CPU time of the worker's own process for each job,
+which other work on the machine affects less.
 
-The bare path has none of it: no metrics, spans, masking, keys, nor submits in the audit.
+The bare path has no optional feature: no metrics, spans, masking, keys, or submits in the audit.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from benchmarks.pipeline import DATABASES, FAKE, NUM_WARM_UP, RAW, Road, ask, sp
 from db.encryption.key_ring import new_key
 from tests.services.servers import free_port
 
-SCRAPE_SECONDS = 5.0  # a Prometheus asks three times as seldom
+SCRAPE_SECONDS = 5.0  # three times as often as a usual Prometheus
 WORDS = "the tide turns and the wheel of the mill begins to move again while gulls cry " * 12
 TEXT = f"{WORDS} write to ada@mail.example or pay DE89370400440532013000 {WORDS}"  # 2 kB
 # As `opentelemetry-instrument` does it, with an exporter that takes spans and drops them.
@@ -52,8 +52,8 @@ trace.set_tracer_provider(provider)
 
 @dataclass(frozen=True)
 class Way:
-    """The features that are switched on: tables of the configuration, and variables of both
-    processes."""
+    """The features that are switched on: tables of the configuration, and variables of producer and
+    worker."""
 
     name: str
     worker: str = ""  # within [worker]
@@ -83,15 +83,15 @@ WAYS = (
 @dataclass(frozen=True)
 class Run:
     jobs_per_second: float
-    cpu_seconds: float  # of the worker's own process, a job
+    cpu_seconds: float  # of the worker's own process, for each job
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=RAW)
-    parser.add_argument("--jobs", type=int, default=10_000, help="of a run with the fake engine")
-    parser.add_argument("--model", choices=("1m", "15m", "60m"), help="of so many parameters")
-    parser.add_argument("--requests", type=int, default=128, help="of a run with a model")
-    parser.add_argument("--threads", type=int, default=2, help="of the model's engine")
+    parser.add_argument("--jobs", type=int, default=10_000, help="jobs with the fake engine")
+    parser.add_argument("--model", choices=("1m", "15m", "60m"), help="a model of this size")
+    parser.add_argument("--requests", type=int, default=128, help="jobs with a model")
+    parser.add_argument("--threads", type=int, default=2, help="threads of the engine")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--database", choices=DATABASES, action="append")
     parser.add_argument("--way", choices=[each.name for each in WAYS], action="append")
@@ -112,7 +112,7 @@ def main() -> None:
 
 
 def prepared(folder: Path, arguments: argparse.Namespace) -> tuple[Path, Path, dict[str, object]]:
-    """Files of the jobs and of those before them, and the model."""
+    """Return the files of the jobs and of the warm-up jobs, and the model's settings."""
     requests, warm_up = folder / "requests.jsonl", folder / "warm_up.jsonl"
     if arguments.model is None:
         line = json.dumps({"text": TEXT, "max_new_tokens": 8, "use_cache": False}) + "\n"
@@ -135,7 +135,7 @@ def prepared(folder: Path, arguments: argparse.Namespace) -> tuple[Path, Path, d
 def run(
     road: Road, database: str, model: dict[str, object], way: Way, requests: Path, warm_up: Path
 ) -> Run:
-    """Run all the jobs once, by a worker of its own on a new database."""
+    """Run all jobs once, by a new worker on a new database."""
     road.configure(model)
     config = road.folder / "tidemill.toml"
     port = free_port()
@@ -149,7 +149,7 @@ def run(
         environment["PYTHONPATH"] = f"{road.folder}:{os.environ.get('PYTHONPATH', '')}"
     num_jobs = sum(len(each.read_text().splitlines()) for each in (requests, warm_up))
     with worker(environment) as process, scraped(port if way.has_metrics else None):
-        # Once before the CPU time is read, for all that a worker does when it starts.
+        # Once before the CPU time is read, which leaves out the work of a worker's start.
         ask("answer", warm_up, environment, str(warm_up))
         times = psutil.Process(process.pid).cpu_times
         before = times()
@@ -161,7 +161,7 @@ def run(
 
 @contextmanager
 def scraped(port: int | None) -> Iterator[None]:
-    """Read the metrics every so often while the block runs."""
+    """Read the metrics every SCRAPE_SECONDS within this context. port: None reads nothing"""
     ended = threading.Event()
 
     def scrape() -> None:
@@ -189,7 +189,7 @@ def show(database: str, rounds: list[list[tuple[Way, Run]]], ways: list[Way]) ->
     print(f"{spread(speeds, ',.1f')} jobs/s, {spread(cpu, ',.0f')} µs of CPU in the worker a job")
     print("| switched on | jobs/s, of the bare path's | CPU of the worker, of the bare path's |")
     print("| --- | --- | --- |")
-    # Two of one kind within a round: so much is chance.
+    # Two runs of the bare path within a round differ only by chance.
     pairs = [(own[-1], own[:1]) for own in bare]
     print(_row("nothing", pairs))
     for way in ways:

@@ -1,20 +1,20 @@
-"""What the queue costs: enqueue rate, and jobs/s through Redis, worker and database.
+"""Measure the cost of the queue: the enqueue rate, and jobs/s through Redis, worker and database.
 
     python -m benchmarks.pipeline [--jobs 20000] [--documents 50000]
     python -m benchmarks.pipeline --model 15m [--requests 256] [--rounds 5]
     python -m benchmarks.pipeline --features [--jobs 5000 | --model 15m]
 
-Without a model the engine is the fake one, which costs next to nothing, so that
-what is left is the road itself: contract, insert, publish, receive, claim, pipe,
-commit, ack. With one of random weights and a real tokenizer, the whole road is
-compared with the engine alone, which gets the same requests by its pipe, in turns.
+Without a model the engine is the fake one, which costs almost nothing, so that only the path of a
+job is measured: contract, insert, publish, receive, claim, pipe, commit, ack. With a model of
+random weights and a real tokenizer, the whole path is compared with the engine alone, which gets
+the same requests by its pipe, in turns.
 
-`--features` says what the content cache and the guards cost a job of which no answer is
-cached: the CPU time of the worker's process and that of its engine, which a busy machine
-changes little.
+`--features` measures the cost of the content cache and the guards for jobs without a cached answer:
+the CPU time of the worker's process and of its engine, which other work on the machine affects
+little.
 
-It runs on SQLite and on PostgreSQL, each started by the script, with a Valkey and
-a Celery worker in processes of their own.
+It runs on SQLite and on PostgreSQL, each started by the script, with a Valkey and a Celery worker
+in processes of their own.
 """
 
 import argparse
@@ -47,7 +47,7 @@ FEATURES = {
 
 @dataclass(frozen=True, slots=True)
 class Road:
-    """The servers, and a folder for everything else."""
+    """The servers, and a folder for all files."""
 
     folder: Path
     valkey: ValkeyServer
@@ -73,7 +73,7 @@ class Road:
         (self.folder / "tidemill.toml").write_text(text)
 
     def environment(self, database: str) -> dict[str, str]:
-        """The variables of producer and worker; Redis and the database are empty."""
+        """Return the variables of producer and worker, with an empty Redis and database."""
         if database == "sqlite":
             number = len(list(self.folder.glob("*.db")))
             (self.folder / f"{number}.db").touch()
@@ -90,12 +90,12 @@ class Road:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=RAW)
-    parser.add_argument("--jobs", type=int, default=20_000, help="through the whole road")
-    parser.add_argument("--documents", type=int, default=50_000, help="enqueued, of about 1 kB")
-    parser.add_argument("--features", action="store_true", help="what cache and guards cost")
-    parser.add_argument("--model", choices=("1m", "15m", "60m"), help="of so many parameters")
-    parser.add_argument("--engine", default="inflight", help="of the model")
-    parser.add_argument("--threads", type=int, default=2, help="of the engine")
+    parser.add_argument("--jobs", type=int, default=20_000, help="jobs of the whole path")
+    parser.add_argument("--documents", type=int, default=50_000, help="1 kB texts to enqueue")
+    parser.add_argument("--features", action="store_true", help="measure cache and guards")
+    parser.add_argument("--model", choices=("1m", "15m", "60m"), help="a model of this size")
+    parser.add_argument("--engine", default="inflight", help="engine of the model")
+    parser.add_argument("--threads", type=int, default=2, help="threads of the engine")
     parser.add_argument("--requests", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
@@ -153,8 +153,8 @@ def cpu_seconds(process: subprocess.Popen[bytes]) -> tuple[float, float]:
 
 
 def written_model(folder: Path, arguments: argparse.Namespace) -> dict[str, object]:
-    """The settings of a model of random weights, beside it files of requests and of those that
-    come first."""
+    """Write a model of random weights, its requests and the warm-up requests; returns the model's
+    settings."""
     from benchmarks.pipeline_model import write_checkpoint, write_requests
 
     write_checkpoint(folder / "model", SHAPES[f"llama-{arguments.model}"])
@@ -197,7 +197,7 @@ def spread(numbers: list[float], how: str) -> str:
 
 
 def ask(what: str, argument: object, environment: dict[str, str], *more: str) -> str:
-    """Run one of the measurements of the producer."""
+    """Run one of the producer's measurements."""
     return python(
         "benchmarks.pipeline_producer", what, str(argument), *more, environment=environment
     )

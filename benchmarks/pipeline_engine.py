@@ -1,8 +1,8 @@
-"""The engine alone, for `benchmarks.pipeline --model`: the same requests, no queue, no database.
+"""Run the engine alone, for `benchmarks.pipeline --model`: same requests, no queue, no database.
 
     python -m benchmarks.pipeline_engine SPEC REQUESTS WARM_UP
 
-SPEC is JSON, the others name files. Prints requests a second.
+SPEC is JSON; the others are files. Prints requests a second.
 """
 
 import json

@@ -1,8 +1,8 @@
-"""A model and requests for `benchmarks.pipeline --model`: random weights, a real tokenizer.
+"""Writes a model and requests for `benchmarks.pipeline --model`: random weights, a real tokenizer.
 
-The tokenizer is a byte-level BPE as large as the model's vocabulary: letters are merged into
-pairs and pairs into syllables of four, and the texts are made of such. So encoding a prompt
-and decoding an answer cost what they cost with a published model of that size.
+The tokenizer is a byte-level BPE as large as the model's vocabulary: it merges letters into pairs
+and pairs into syllables of four letters, and the texts consist of these. So encoding a prompt and
+decoding an answer cost as much as with a published model of the same size.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def tokenizer(vocab_size: int) -> Any:
 
 
 def write_requests(path: Path, num_requests: int) -> None:
-    """As many tokens as the engine's benchmark has, as near as words allow: JSON lines."""
+    """Write requests as JSON lines, with about the token counts of the engine's benchmark."""
     draw = random.Random(5)
     with path.open("w", encoding="utf-8") as file:
         for request in drawn(num_requests, SHAPES["llama-15m"].vocab_size):

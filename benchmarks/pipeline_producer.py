@@ -1,4 +1,4 @@
-"""The measuring half of `benchmarks.pipeline`, in the environment that it sets up."""
+"""The producer of `benchmarks.pipeline`: submits the jobs and measures the rates."""
 
 import resource
 import sys
@@ -17,12 +17,12 @@ from tasks import submit_batch
 from tasks.configuration.settings import database
 from tasks.generate import GenerateContract
 
-LOOK_SECONDS = 0.25  # whoever looks often takes time from those that work
+LOOK_SECONDS = 0.25  # between two polls, which take time from the worker
 WORDS = "the tide turns and the wheel of the mill begins to move again while gulls cry " * 13
 
 
 def enqueue(num_jobs: int) -> None:
-    """Prints documents a second and the peak of this process's memory in MiB."""
+    """Print documents a second and the peak of this process's memory in MiB."""
     migrate(database())
     started_at = time.perf_counter()
     submit_batch(
@@ -36,9 +36,9 @@ def enqueue(num_jobs: int) -> None:
 
 
 def run(num_jobs: int) -> None:
-    """Prints jobs a second, from the first insert to the last commit."""
+    """Print jobs a second, from the first insert to the last commit."""
     contracts = (
-        # Each of its own, or the content cache would answer all but one.
+        # Each text is different; otherwise the content cache would answer all but one.
         GenerateContract.parse({"text": f"gulls cry {number}", "max_new_tokens": 8})
         for number in range(num_jobs)
     )
@@ -46,7 +46,7 @@ def run(num_jobs: int) -> None:
 
 
 def answer(requests: str, warm_up: str) -> None:
-    """The same of the requests in a file, by a worker that has answered others before."""
+    """Print the same for the requests in a file, by a worker that has answered others before."""
     finish(map(GenerateContract.parse, read_requests(Path(warm_up))))
     jobs = read_requests(Path(requests))
     print(len(jobs) / finish(map(GenerateContract.parse, jobs)))
@@ -55,7 +55,7 @@ def answer(requests: str, warm_up: str) -> None:
 def finish(contracts: Iterable[GenerateContract]) -> float:
     """Submit the jobs as a batch and wait for the last; all must have an answer.
 
-    Returns seconds to the end of the last, as the database has it.
+    Returns the seconds until the last job ended, by the database's times.
     """
     started_at = time.time()
     batch = submit_batch(contracts, name="jobs")

@@ -1,16 +1,16 @@
-"""What prompts that begin alike cost, and how long a long prompt keeps the others waiting.
+"""Measure the gain of prefix caching, and the delay of running rows by a long prompt.
 
     python -m benchmarks.prefixes [--model llama-60m] [--rounds 3] [--threads 1] [--clock cpu]
 
 Three measurements, each in turns with and without:
 
-- *shared*: requests whose prompts begin with the same 300 tokens and go on with some of their own.
-- *apart*: prompts as long that share nothing, which is what sharing may not slow down.
-- *stalls*: rows that decode while a prompt of 4,000 tokens is read, in slices and at once; the time
-  between two tokens of theirs, over the usual one.
+- *shared*: requests whose prompts have the first 300 tokens in common, and then their own.
+- *apart*: prompts of the same length without a common prefix, which caching must not slow down.
+- *stalls*: rows that decode while a prompt of 4,000 tokens is read, in slices or at once; the time
+  between two of their tokens, divided by the usual time.
 
-The engine runs in this process, without the pipe. CPU time of one thread says more than the clock
-on a machine that has other work.
+The engine runs in this process, without the pipe. On a machine with other work the CPU time of one
+thread is more precise than the clock.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def main() -> None:
     )
     parser.add_argument("--model", default="llama-60m", choices=sorted(SHAPES))
     parser.add_argument("--requests", type=int, default=256)
-    parser.add_argument("--own", type=int, default=64, help="tokens of each prompt of its own")
+    parser.add_argument("--own", type=int, default=64, help="own tokens of each prompt")
     parser.add_argument("--new", type=int, default=1, help="tokens of each answer")
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
@@ -70,7 +70,7 @@ class Comparison:
         self.arguments = arguments
         self.clock: Clock = time.process_time if arguments.clock == "cpu" else time.perf_counter
         self.vocab_size = SHAPES[arguments.model].vocab_size
-        # One model for both, so that it is in memory in the same way.
+        # Both use one model, so that its place in memory is the same.
         spec = EngineSpec(
             alias="measured", checkpoint=str(folder), device="cpu",
             max_sequences=arguments.rows, threads=arguments.threads, max_cache_tokens=100_000,
@@ -90,12 +90,12 @@ class Comparison:
             self.stalls()
 
     def compare(self, name: str, shared: tuple[int, ...] | None) -> None:
-        """Print how much faster prompts are read with sharing than without."""
+        """Print how much faster prompts are read with prefix caching than without."""
         self.seconds([self.request(NUM_SHARED) for _ in range(8)], False)  # warm
         ratios = []
         for number in range(self.arguments.rounds):
             seconds = {True: 0.0, False: 0.0}
-            # In turns as short as may be, for the machine's speed drifts.
+            # In turns as short as possible, because the machine's speed drifts.
             size = self.arguments.requests if shared else NUM_APART
             for turn in range(self.arguments.requests // size):
                 prompts = [self.prompt(shared) for _ in range(size)]
@@ -118,7 +118,7 @@ class Comparison:
         return tokens(self.draw, num_tokens, self.vocab_size)
 
     def seconds(self, prompts: list[tuple[int, ...]], is_on: bool) -> float:
-        """How long it takes to answer them, and to tokenize them."""
+        """Return the time to tokenize and answer the prompts. is_on: whether prefixes are cached"""
         assert self.prefixes is not None
         self.prefixes.make_room(0)
         self.prefixes.make_room(self.prefixes.max_blocks)
@@ -139,7 +139,7 @@ class Comparison:
         )
 
     def stalls(self) -> None:
-        """Print the time between tokens beside a long prompt, over that without one."""
+        """Print the time between tokens beside a long prompt, divided by that without one."""
         self.engine.prefixes = None
         for in_slices in (False, True):
             longest, median, seconds = [], [], []
@@ -156,10 +156,10 @@ class Comparison:
             )
 
     def times_between_tokens(self, in_slices: bool) -> tuple[float, list[float], float]:
-        """The usual time, those beside the long prompt, and how long it took to be read."""
+        """Return the usual time, the times beside the long prompt, and the time of reading it."""
         scheduler = Scheduler(StepLimits.of(self.engine.sized.spec))
         scheduler.add(self.sequence(self.request(64), 2000) for _ in range(self.arguments.rows - 1))
-        # What the scheduler learns from in a worker: steps that decode, and prompts that join.
+        # The scheduler learns from these, as in a worker: steps that decode, and prompts that join.
         times = [self.step(scheduler) for _ in range(60)]
         for _ in range(4):
             brief = self.sequence(self.request(64), 1)
@@ -173,7 +173,7 @@ class Comparison:
         beside = [self.step(scheduler)]
         while scheduler.reading:
             beside.append(self.step(scheduler))
-        # The others have longer texts by now, and so longer steps.
+        # The other rows have longer texts by now, and so longer steps.
         after = statistics.median(self.step(scheduler) for _ in range(33))
         usual = (before + after) / 2
         left = list(scheduler.running)
@@ -192,7 +192,7 @@ class Comparison:
 
 
 def of(numbers: list[float]) -> str:
-    """The median and the range."""
+    """Return the median and the range in words."""
     low, high = min(numbers), max(numbers)
     return f"{statistics.median(numbers):.2f} ({low:.2f}-{high:.2f})"
 

@@ -1,12 +1,13 @@
-"""What encryption at rest costs of the whole road, and an entry in the audit of a submit.
+"""Measure the cost of encryption at rest, and of a submit's entry in the audit.
 
     python -m benchmarks.privacy [--jobs 20000] [--rounds 3] [--quick]
     python -m benchmarks.privacy --rotation [--jobs 4000]
 
-The road is that of `benchmarks.pipeline`: the fake engine, so that a job costs next to nothing
-and every share is as large as it can be. A real model takes 10 to 1,000 times as long.
+Jobs run through the whole path, as in `benchmarks.pipeline`, with the fake engine, so that a job
+costs almost nothing and every share is as large as possible. A real model takes 10 to 1,000 times
+as long.
 
-`--rotation` says how many texts a second `tidemill keys rotate` seals with another key.
+`--rotation` measures how many texts a second `tidemill keys rotate` seals with another key.
 """
 
 import argparse
@@ -33,9 +34,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=RAW)
     parser.add_argument("--jobs", type=int, default=20_000)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="3,000 jobs")
-    parser.add_argument("--submits", action="store_true", help="only what a submit takes")
-    parser.add_argument("--rotation", action="store_true", help="only the change of keys")
+    parser.add_argument("--quick", action="store_true", help="run 3,000 jobs")
+    parser.add_argument("--submits", action="store_true", help="measure only submits")
+    parser.add_argument("--rotation", action="store_true", help="measure only key rotation")
     parser.add_argument("--database", choices=DATABASES, action="append")
     arguments = parser.parse_args()
     if arguments.quick:
@@ -74,7 +75,7 @@ def main() -> None:
 
 
 def microseconds_of_a_submit(url: str, config: Path, audits: bool) -> float:
-    """Microseconds until one job is committed, in the middle of some hundreds."""
+    """Return the median time until one job is committed, over some hundreds."""
     database = Database(url)
     migrate(database)
     catalog = replace(Catalog.load(config), audits_submits=audits)
@@ -89,7 +90,7 @@ def microseconds_of_a_submit(url: str, config: Path, audits: bool) -> float:
 
 
 def rotation_rates(name: str, url: str, num_jobs: int) -> None:
-    """Print the rate at which finished jobs get another key: at once, and as beside jobs."""
+    """Print the rate at which finished jobs get another key, without and with the usual pauses."""
     keys = [new_key("k1")]
     database = Database(url, KeyRing.parse(keys[0], "this benchmark"))
     migrate(database)

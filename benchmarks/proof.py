@@ -1,9 +1,9 @@
-"""What it costs to prove a model when it is loaded, beside what it costs to read its weights.
+"""Measure the cost of proving a model at load, and of reading its weights.
 
     python -m benchmarks.proof [--models phi3-1b,t5gemma-300m] [--dtypes bfloat16] [--threads 2]
 
-Weights are random. Seconds are of this process's CPU, its threads side by side, so that company on
-the machine has little say. A pass is one forward of a decoder or an encoder.
+Weights are random. Times are CPU seconds of this process, divided by its threads, so that other
+processes have little effect. A pass is one forward pass of a decoder or an encoder.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SHAPES = {
 
 
 def measure(name: str, folder: Path, dtype: str, threads: int) -> str:
-    """A line of the table."""
+    """Return a line of the table."""
     spec = EngineSpec(alias="m", checkpoint=str(folder), device="cpu", dtype=dtype, threads=threads)
     seconds: list[float] = []
     passes: list[nn.Module] = []
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--dtypes", default="bfloat16,float32")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
-    os.environ[ENVIRONMENT_VARIABLE] = ""  # keep no verdict
+    os.environ[ENVIRONMENT_VARIABLE] = ""  # store no verdict
     torch.set_num_threads(options.threads)
     print(
         "| Model | seconds to read it | to prove it | passes | |\n| --- | --- | --- | --- | --- |"

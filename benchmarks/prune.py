@@ -1,9 +1,9 @@
-"""What pruning costs the jobs that run meanwhile, and how fast it is.
+"""Measure how much pruning slows running jobs, and how fast it is.
 
     python -m benchmarks.prune [--old 1000000] [--jobs 20000] [--rounds 3] [--quick]
 
-Jobs run through a real worker with the fake engine, which costs next to nothing, so that the
-database is what they wait for; alone and beside a `tidemill prune` of finished jobs, in turns.
+Jobs run through a real worker with the fake engine, which costs almost nothing, so that the
+database limits the speed. They run in turns alone and beside a `tidemill prune` of finished jobs.
 """
 
 import argparse
@@ -39,10 +39,10 @@ KEYS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=RAW)
     parser.add_argument("--old", type=int, default=1_000_000, help="finished jobs to prune")
-    parser.add_argument("--jobs", type=int, default=20_000, help="that run, in each turn")
+    parser.add_argument("--jobs", type=int, default=20_000, help="running jobs in each turn")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="40,000 old, 4,000 jobs, one round")
-    parser.add_argument("--rest", action="store_true", help="prune the rest as well, alone")
+    parser.add_argument("--rest", action="store_true", help="then prune the rest alone")
     parser.add_argument("--database", choices=DATABASES, action="append")
     arguments = parser.parse_args()
     if arguments.quick:
@@ -68,14 +68,14 @@ def measure(road: Road, name: str, arguments: argparse.Namespace) -> None:
             with subprocess.Popen(
                 [sys.executable, "-m", "cli", "prune"], env=environment, stdout=subprocess.DEVNULL
             ) as pruning:
-                # Until it has begun: that a command starts is not what this measures.
+                # The start of the command is not measured.
                 wait_until_pruned(database, first)
                 beside = float(ask("run", arguments.jobs, environment))
                 was_pruning = pruning.poll() is None
                 pruning.terminate()
             assert was_pruning, "everything was pruned before the jobs were done: give more --old"
             alone.append(float(ask("run", arguments.jobs, environment)))
-            # Of the mean before and after: the machine's speed drifts.
+            # Divided by the mean before and after, because the machine's speed drifts.
             shares.append(2 * beside / (alone[-1] + alone[-2]))
         print(
             f"{name:<11} jobs/s beside pruning, of those without: {statistics.median(shares):.3f} "
@@ -94,8 +94,10 @@ def measure(road: Road, name: str, arguments: argparse.Namespace) -> None:
 
 
 def wait_until_pruned(database: Database, job_id: UUID) -> None:
-    """Wait until a job's payload has gone; by its key, for to count a million costs them time.
-    Raises TimeoutError."""
+    """Wait until a job's payload is pruned. Raises TimeoutError.
+
+    It reads one row by its key, because counting a million rows would slow the database.
+    """
     pruned_at = select(Payload.pruned_at).where(Payload.job_id == job_id)
     deadline = time.monotonic() + MAX_WAIT_SECONDS
     while time.monotonic() < deadline:
@@ -117,7 +119,7 @@ def sum_of(path: Path) -> int:
 
 
 def add_old(database: Database, num: int) -> None:
-    """Insert jobs that succeeded two days ago: one as everybody's, the rest as its copies."""
+    """Insert jobs that succeeded two days ago: one as usual, the others as copies of it."""
     then = seconds_from_now(-2 * 86_400)
     with database.write() as session:
         job = insert(table(Job)).values(finished_at=then, created_at=then, turn_at=then)

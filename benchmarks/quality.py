@@ -1,9 +1,10 @@
-"""How long `tidemill quality` takes the database.
+"""Measure the database time of `tidemill quality`.
 
     python -m benchmarks.quality [--jobs 1000000] [--rounds 5]
 
-Jobs that ended in 29 nights of two hours, one model and task, as many each night; the last night
-is held against the 28 before. The time is that of the statements, with what is read of them.
+The jobs of one model and task ended in 29 nights of two hours, equally many in each night. The last
+night is compared with the 28 nights before. The first time is that of the statements; the second
+includes reading their rows and the arithmetic.
 """
 
 import argparse
@@ -23,11 +24,11 @@ from tests.samples.jobs import job_row
 
 NIGHTS = 29
 NIGHT_SECONDS = 7200
-FLUSH = 64  # jobs that end in one instant
+FLUSH = 64  # jobs that end at one instant
 CHUNK = 50_000
 UNTIL = datetime(2026, 6, 29, 12, tzinfo=UTC)
 FIRST = UNTIL - timedelta(days=NIGHTS - 1, hours=10)
-# Of its first 48 bits the time, and of the rest chance, as an id of version 7.
+# Like UUIDv7: the time in the first 48 bits, the others random except for the version.
 IDS = {
     "sqlite": "printf('%012x', 1700000000000 + n) || '7' || "
     "substr(lower(hex(randomblob(10))), 1, 19)",

@@ -1,10 +1,9 @@
-"""What dying costs, and what the promise costs while nothing dies.
+"""Measure the time of recovery from each fault, and the cost of the guarantees without a fault.
 
     python -m benchmarks.recovery [engine] [redis] [postgres] [worker] [cost] [rows] [backlog]
 
-Each part starts a Valkey, a PostgreSQL on TCP and Celery workers of its own, with
-the settings that workers have by themselves, and the fake engine. The instants are
-PostgreSQL's, written down by triggers.
+Each part starts its own Valkey, PostgreSQL on TCP and Celery workers, with a worker's default
+settings and the fake engine. The times are PostgreSQL's, recorded by triggers.
 """
 
 import statistics
@@ -66,7 +65,7 @@ def report(what: str, seconds: list[float]) -> None:
 
 
 def resumed(run: Run, at: float, state: JobState) -> float:
-    """The seconds from then until a job went into a state."""
+    """Wait until a job enters a state; returns the seconds since `at`."""
 
     def first() -> float | None:
         with run.cluster.database.read() as session:
@@ -79,7 +78,10 @@ def resumed(run: Run, at: float, state: JobState) -> float:
 
 
 def again_and_again(run: Run, strike: Callable[[], float], state: JobState) -> list[float]:
-    """Strike, wait for the next job in a state, and let work go on for a moment."""
+    """Repeat a fault, each time waiting for the next job in a state and for some more results.
+
+    strike: causes the fault and returns its time
+    """
     seconds = []
     for _ in range(NUM_TIMES):
         num_done = run.cluster.states().get(JobState.SUCCEEDED, 0)
@@ -138,7 +140,7 @@ def keep_waiting(run: Run) -> None:
 
 
 def finish(run: Run, worker: WorkerProcess) -> None:
-    """Without its backlog, which was there to keep it busy."""
+    """Cancel the waiting jobs, which only kept the worker busy, and stop the worker."""
     with run.cluster.database.read() as session:
         waiting = list(session.scalars(select(Job.id).where(Job.finished_at.is_(None))))
     run.cancel(waiting)
@@ -147,7 +149,7 @@ def finish(run: Run, worker: WorkerProcess) -> None:
 
 
 def worker_killed() -> None:
-    """Four workers, three of which die a few seconds apart; the fourth takes everything up."""
+    """Run four workers and kill three, a few seconds apart; the fourth takes over their jobs."""
     with scene({}, fake_step_seconds=0.05) as (run, _, _):
         workers = [run.cluster.start_worker() for _ in range(4)]
         for each in workers:
@@ -186,7 +188,7 @@ def cost() -> None:
             )
 
 
-# Triggers that write down how many rows each statement wrote, and in which transaction.
+# Triggers that record the number of rows of each statement, and its transaction.
 COUNT_ROWS = """
 CREATE TABLE written (xid xid8, num_rows bigint);
 CREATE FUNCTION count_rows() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
@@ -198,7 +200,7 @@ COUNTED = ("batches", "jobs", "payloads", "results", "attempts", "workers", "lea
 
 
 def rows() -> None:
-    """The most rows that one transaction writes while everything happens that happens to jobs."""
+    """Print the most rows that one transaction writes, for everything that may happen to jobs."""
     settings = {"lease_seconds": 4.0, "renew_seconds": 1.0}
     with scene(settings, max_sequences=2048, fake_step_seconds=0.02) as (run, valkey, _):
         count_rows(run.cluster.database)
@@ -238,7 +240,7 @@ def count_rows(database: Database) -> None:
 
 
 def most_rows(database: Database) -> int:
-    """Of one transaction since the last call."""
+    """Return the most rows that one transaction has written since the last call."""
     with database.write() as session:
         most = session.execute(
             text("SELECT max(num) FROM (SELECT sum(num_rows) num FROM written GROUP BY xid) sums")
@@ -267,7 +269,7 @@ def backlog() -> None:
 
 
 def insert_backlog(database: Database) -> None:
-    """A million jobs, made by PostgreSQL itself."""
+    """Insert a million jobs, which PostgreSQL generates itself."""
     with database.write() as session:
         session.execute(text("SET LOCAL statement_timeout = 0"))
         session.execute(

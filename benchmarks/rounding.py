@@ -1,10 +1,10 @@
-"""What rounded weights change: answers of the demo's trained models, against those in float32.
+"""Compare the answers of the demo's trained models with rounded weights and in float32.
 
     python -m benchmarks.rounding [--inputs 200]
 
-The models are small, so all their linear modules are rounded here, not only those that gain
-by it. An answer agrees if it is the same token for token; a token agrees if it is the same at
-the same place.
+The models are small, so all their linear layers are rounded here, not only those that become
+faster. An answer agrees if all of its tokens are the same; a token agrees if it is the same at the
+same position.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def answered(name: str, quantization: str, asked: list[Request]) -> Answers:
 
 
 def agreement(one: Answers, other: Answers) -> tuple[float, float]:
-    """The shares of answers, and of tokens, that are the same."""
+    """Return the shares of equal answers and of equal tokens."""
     answers = sum(a == b for a, b in zip(one, other, strict=True)) / len(one)
     same = sum(a == b for x, y in zip(one, other, strict=True) for a, b in zip(x, y, strict=False))
     return answers, same / sum(max(len(x), len(y)) for x, y in zip(one, other, strict=True))

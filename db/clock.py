@@ -51,7 +51,7 @@ def now() -> seconds_from_now:
 
 
 class seconds_after(FunctionElement[datetime]):
-    """An instant plus a number of seconds, which may be an expression; to the millisecond."""
+    """An instant plus a number of seconds, to the millisecond; the number may be an expression."""
 
     type = Instant()
     name = "seconds_after"

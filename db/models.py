@@ -161,7 +161,7 @@ class Job(Base):
             sqlite_where=text("state = 'running'"),
             postgresql_where=text("state = 'running'"),
         ),
-        # What a model did of a task, by time: samples of it tell whether it has changed.
+        # The ended jobs of a model and task by time: `tidemill quality` reads samples of them.
         Index(
             "ix_jobs_ended",
             "model",

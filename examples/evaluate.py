@@ -1,4 +1,4 @@
-"""Measure what the demo models can do, on texts that training never saw.
+"""Measure the quality of the demo models on held-out texts.
 
 python examples/evaluate.py                      all three, in about two minutes
 python examples/evaluate.py --only translator --num-texts 1000
@@ -37,7 +37,7 @@ def _pairs(make: Callable[[Random], Sentence], num_together: int) -> Iterator[Se
 
 
 def translator_texts() -> dict[str, Iterator[Sentence]]:
-    """The texts that the translator is tried on, by name."""
+    """Return the texts for the translator, by the name of their kind."""
     draw = Random(SEED)
     return {
         "one sentence": held_out(make_sentence, SEED),
@@ -113,7 +113,7 @@ EVALUATORS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the demo models on held-out texts.")
-    parser.add_argument("--only", choices=EVALUATORS, help="measure this one")
+    parser.add_argument("--only", choices=EVALUATORS, help="measure this model only")
     parser.add_argument("--num-texts", type=int, default=500, help="of each kind (default: 500)")
     parser.add_argument(
         "--models", type=Path, default=MODELS, help="folder of checkpoints (default: %(default)s)"

@@ -1,4 +1,4 @@
-"""Greedy answers of the demo's checkpoints, by plain transformers."""
+"""Computes greedy answers of the demo's checkpoints by plain transformers."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +12,7 @@ Answers = Callable[[list[str]], list[str]]
 
 
 def generator(folder: Path) -> Answers:
-    """A function from prompts to answers; of a decoder-only model the new words alone."""
+    """Return a function that answers prompts; the answer of a decoder-only model has no prompt."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     config = transformers.AutoConfig.from_pretrained(folder)
     is_causal = not config.is_encoder_decoder

@@ -1,5 +1,6 @@
-"""Write the jobs of the demo's nightly batch: one file a task, one contract a line; and three
-documents.
+"""Write the jobs of the demo's nightly batch, and three documents.
+
+Each task has a file with one contract per line.
 
     python examples/make_nightly.py
 
@@ -40,7 +41,7 @@ def translations(draw: Random) -> Iterator[Fields]:
 
 
 def beginnings(draw: Random) -> Iterator[Fields]:
-    """Prompts for stories: some with one likeliest end, most with a drawn one."""
+    """Yield prompts for stories: a third are decoded greedily, the others sampled with a seed."""
     for number, story in enumerate(held_out(make_story, SEED)):
         sample = {"temperature": 0.8, "seed": number} if number % 3 else {}
         prompt = {"text": _beginning(story, draw), "max_new_tokens": 120}
@@ -63,7 +64,7 @@ FILES: dict[str, tuple[Callable[[Random], Iterator[Fields]], str, int]] = {
 
 
 def yearbook() -> str:
-    """A report of some twenty parts: what happened in a year, a section for each month."""
+    """Return a report on a year: some twenty parts for a model, and a section for each month."""
     reports = islice(held_out(make_report, SEED + 1), 12 * REPORTS_A_MONTH)
     months = [
         "\n\n".join(
@@ -75,15 +76,17 @@ def yearbook() -> str:
 
 
 def weeks() -> str:
-    """A report of twenty parts, each on one thing that happened: for `by_section`, which lets
-    each of them have a summary of its own."""
+    """Return a report of twenty sections, one for each week, each on one event.
+
+    The strategy `by_section` summarizes each section by itself.
+    """
     reports = islice(held_out(make_report, SEED + 2), NUM_WEEKS)
     parts = [f"## Week {week}\n\n{each.text}" for week, each in enumerate(reports, start=1)]
     return "\n\n".join(parts) + "\n"
 
 
 def letter() -> str:
-    """A letter of several paragraphs, with a list, to be translated with its layout."""
+    """Return a letter of several paragraphs and a list, to be translated with its layout."""
     sentences = [each.english for each in islice(held_out(make_sentence, SEED + 1), 12)]
     paragraphs = [" ".join(sentences[at : at + 3]) for at in (0, 3, 6)]
     items = "\n".join(f"- {sentence}" for sentence in sentences[9:])
@@ -126,13 +129,13 @@ def _distinct(jobs: Iterator[Fields]) -> Iterator[Fields]:
 
 
 def _beginning(story: Story, draw: Random) -> str:
-    """The first sentence of a story, or the first words of it."""
+    """Return the first sentence of a story, or its first words."""
     words = story.sentences[0].split()
     return " ".join(words[: draw.choice((len(words), len(words), 5, 7))])
 
 
 def _station(draw: Random) -> dict[str, str]:
-    """Return the place where the text was taken down."""
+    """Return metadata: the place where the text was written down."""
     return {"station": draw.choice(TOWNS).name}
 
 

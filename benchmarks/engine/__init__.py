@@ -1,5 +1,5 @@
-"""How fast the engine is, against what people use today. `python -m benchmarks.engine --help`
+"""Compares the speed of the engine with other libraries; see `python -m benchmarks.engine --help`.
 
-What the sides in other environments import (workload, feed, job) loads nothing but Python's
-own library.
+The modules that sides in other environments import (workload, feed, job) need only Python's
+standard library.
 """

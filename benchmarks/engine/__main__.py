@@ -1,16 +1,17 @@
-"""How fast the engine is, against what people use today: the same requests on every side.
+"""Compare the speed of the engine with other libraries: every side serves the same requests.
 
     python -m benchmarks.engine [--models llama-15m,t5-small] [--rounds 5] [--json FILE]
 
-Each side runs in a process of its own, for two OpenMP runtimes in one spin against each
-other, and within a round the sides take turns, so that what else the machine does meets them
-alike. Tokens per second are those that were asked for. `packed` are weights laid out for
-oneDNN, which has nothing to do with batching: a reader sees what each gives. One at a time
-serves some of the requests, of all classes of length, since it would take hours.
+A side is one way to serve the requests. Each side runs in a process of its own, because two OpenMP
+runtimes in one process spin against each other. Within a round the sides take turns, so that other
+work on the machine affects all of them. Tokens per second count only requested tokens. `packed`
+means weights packed by oneDNN, which is independent of batching: so the gains of both can be told
+apart. The side `one` (one request at a time) serves only some requests, of all classes of length,
+since all of them would take hours.
 
-With --json the measurements are added to a file; `python -m benchmarks.engine.table FILE...`
-makes the table again, from several runs. With --folder the checkpoints, and what one at a
-time answers, are kept for the next run.
+With --json the measurements are appended to a file; `python -m benchmarks.engine.table FILE...`
+makes the table again, from several runs. With --folder the checkpoints, and the answers of `one`,
+are kept for the next run.
 """
 
 from __future__ import annotations
@@ -34,32 +35,35 @@ from benchmarks.engine.sides import SIDES, LeftOut, Side
 from benchmarks.engine.table import NO_ROWS, tables
 from benchmarks.engine.workload import drawn
 
-MORE_BYTES = 500 * 10**6  # beside weights, keys and values
+MORE_BYTES = 500 * 10**6  # allowed in addition to weights, keys and values
 BYTES_PER_WEIGHT = {"float32": 4, "bfloat16": 2, "float16": 2}
 MACHINE = Side("the machine at its best", "machine")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=RAW)
-    parser.add_argument("--models", default=",".join(SHAPES), help="by name, with commas")
-    parser.add_argument("--sides", default=",".join(SIDES), help="by name, with commas")
+    parser.add_argument("--models", default=",".join(SHAPES), help="names, with commas")
+    parser.add_argument("--sides", default=",".join(SIDES), help="names, with commas")
     parser.add_argument("--requests", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--rows", default="16", help="requests in flight, with commas")
+    parser.add_argument("--rows", default="16", help="numbers of rows, with commas")
     parser.add_argument("--feed", choices=("drain", "steady"), default="drain")
-    parser.add_argument("--waiting", type=int, default=32, help="at all times, in a steady feed")
+    parser.add_argument("--waiting", type=int, default=32, help="waiting requests, if steady")
     parser.add_argument("--beams", type=int, default=1)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=tuple(BYTES_PER_WEIGHT), default="float32")
     parser.add_argument(
-        "--quantization", choices=("none", "int8", "bfloat16"), default="none", help="of inflight"
+        "--quantization",
+        choices=("none", "int8", "bfloat16"),
+        default="none",
+        help="rounding of our engine's weights",
     )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
-    parser.add_argument("--alone", type=int, default=16, help="how many one at a time serves")
-    parser.add_argument("--batches", type=int, help="how many static batches run; default: all")
-    parser.add_argument("--json", type=Path, help="where the measurements are added")
-    parser.add_argument("--folder", type=Path, help="where the checkpoints are kept")
+    parser.add_argument("--alone", type=int, default=16, help="requests of the side `one`")
+    parser.add_argument("--batches", type=int, help="number of static batches; default: all")
+    parser.add_argument("--json", type=Path, help="append the measurements here")
+    parser.add_argument("--folder", type=Path, help="keep the checkpoints here")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
@@ -67,7 +71,7 @@ def main() -> None:
 
 
 class Comparison:
-    """One call of the benchmark."""
+    """One run of the benchmark's command."""
 
     def __init__(self, arguments: argparse.Namespace, folder: Path) -> None:
         self.arguments = arguments
@@ -78,7 +82,7 @@ class Comparison:
     def records(self) -> list[Record]:
         records = []
         for model in self.arguments.models.split(","):
-            # torch stays in that process: this one only waits.
+            # In a process of its own, since this one loads no torch.
             command = [sys.executable, "-m", "benchmarks.engine.models", str(self.folder), model]
             subprocess.run(command, check=True)
             for number in range(self.arguments.rounds):
@@ -86,14 +90,14 @@ class Comparison:
         return records
 
     def round(self, model: str, number: int) -> list[Record]:
-        """Every side once."""
+        """Measure every side once."""
         peaks = MACHINE.run(self.job(model, MACHINE, 1))["versions"]
         records = []
         for wanted in map(int, self.arguments.rows.split(",")):
             for name in self.sides():
                 rows = NO_ROWS if SIDES[name].how == "one" else wanted
                 if any((each.side, each.rows) == (name, rows) for each in records):
-                    continue  # one at a time, once for all numbers of rows
+                    continue  # `one` runs once for all numbers of rows
                 try:
                     measured = self.measure(model, name, rows)
                 except LeftOut as error:
@@ -114,7 +118,7 @@ class Comparison:
         return list(dict.fromkeys(names))
 
     def measure(self, model: str, name: str, rows: int) -> dict[str, Any]:
-        """Raises LeftOut."""
+        """Measure one side. Raises LeftOut."""
         side = SIDES[name]
         job = self.job(model, side, rows)
         reason = side.why_not(model, job)
@@ -124,7 +128,7 @@ class Comparison:
 
     def job(self, model: str, side: Side, rows: int) -> Job:
         arguments = self.arguments
-        # A batch runs to its end and the next begins: steady or not, it is the same.
+        # Static batches run one after the other, so a steady feed makes no difference to them.
         feed = side.feeds[0] if arguments.feed not in side.feeds else arguments.feed
         return Job(
             folder=str((self.folder / model).resolve()),
@@ -190,7 +194,7 @@ class Comparison:
         )
 
     def agreement(self, model: str, name: str, answers: dict[str, list[int]]) -> Agreement:
-        """With what one at a time gives for the same weights, in this run or one before."""
+        """Compare the answers with those of `one` for the same weights, or of an earlier run."""
         arguments = self.arguments
         setting = f"{arguments.dtype}-{arguments.device}-{arguments.beams}-{arguments.requests}"
         place = self.folder / model / f"alone-{setting}.json"

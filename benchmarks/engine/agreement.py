@@ -1,4 +1,4 @@
-"""Whether an answer is the one that `generate` gives for the request alone."""
+"""Compares answers with those that `generate` gives for each request alone."""
 
 from __future__ import annotations
 
@@ -26,6 +26,6 @@ def agreement(alone: Mapping[int, list[int]], answers: Mapping[int, list[int]]) 
 
 
 def num_same(one: list[int], other: list[int]) -> int:
-    """Tokens before the first that differs; after it nothing can be compared."""
+    """Count the tokens before the first difference; later tokens cannot be compared."""
     pairs = zip(one, other, strict=False)
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))

@@ -1,7 +1,7 @@
-"""What a workload must cost whoever serves it: operations, bytes read, memory held.
+"""The least cost of a workload for any engine: operations, bytes read, bytes of memory.
 
-The limit of a machine is where its peak or its bandwidth is used up, whichever comes first,
-were both in use all the time. Nothing that people run comes near both.
+The limit of a machine is the speed at which its peak of operations or its memory bandwidth is
+reached, whichever comes first, if both were in use all the time. No engine comes near it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Cost:
     bytes_read: float
 
     def limit(self, flops: float, bytes_per_second: float) -> float:
-        """Tokens per second."""
+        """Return the most tokens per second on a machine."""
         seconds = max(self.operations / flops, self.bytes_read / bytes_per_second)
         return self.num_tokens / seconds
 
@@ -27,7 +27,8 @@ class Cost:
 def cost_of(
     shape: Shape, requests: list[Request], rows: int, beams: int = 1, bytes_per_weight: int = 4
 ) -> Cost:
-    """Every prompt is read once; a step reads the decoder's weights once for all its rows."""
+    """Return the cost of requests: each prompt is read once, and a step reads the decoder's
+    weights once for all rows."""
     num_tokens = sum(each.num_new for each in requests)
     decoder = shape.layers * decoder_weights(shape) + shape.vocab_size * shape.width
     num_steps = num_tokens / rows
@@ -41,7 +42,7 @@ def cost_of(
 
 
 def operations(shape: Shape, request: Request, beams: int) -> float:
-    """A multiplication and an addition for each weight and each pair of positions."""
+    """Count a multiplication and an addition for each weight and for each pair of positions."""
     num_prompt, num_new = len(request.prompt), request.num_new
     head = 2.0 * shape.vocab_size * shape.width * num_new * beams
     per_pair = 4.0 * shape.layers * shape.width
@@ -57,8 +58,7 @@ def operations(shape: Shape, request: Request, beams: int) -> float:
 
 
 def keys_read(shape: Shape, request: Request) -> int:
-    """The number of keys that all steps of a row read: those of its own tokens, and those of its
-    prompt."""
+    """Count the keys that all steps of a row read: of its own tokens and of its prompt."""
     num_prompt, num_new = len(request.prompt), request.num_new
     if shape.is_encoder_decoder:
         return num_new * (num_new + 1) // 2 + num_new * num_prompt
@@ -66,13 +66,13 @@ def keys_read(shape: Shape, request: Request) -> int:
 
 
 def encoder_weights(shape: Shape) -> int:
-    """The number of weights in one encoder layer."""
+    """Count the weights of one encoder layer."""
     return 4 * shape.width**2 + (3 if shape.family == "llama" else 2) * shape.width * shape.inner
 
 
 def decoder_weights(shape: Shape) -> int:
-    """The number of weights of one decoder layer that a token passes through: keys of the prompt
-    are made only once."""
+    """Count the weights of one decoder layer that a token uses; the cross-attention keys of a
+    prompt are computed only once and not counted."""
     crossing = 2 * shape.width**2 if shape.is_encoder_decoder else 0
     return encoder_weights(shape) + crossing
 
@@ -82,7 +82,7 @@ def kv_bytes_per_token(shape: Shape, bytes_per_weight: int) -> int:
 
 
 def kv_bytes(shape: Shape, requests: list[Request], rows: int, beams: int, size: int) -> int:
-    """The most bytes of keys and values in use at once: the longest requests together."""
+    """Return the most bytes of keys and values at once: those of the longest requests together."""
 
     def held(request: Request) -> int:
         if shape.is_encoder_decoder:

@@ -1,4 +1,4 @@
-"""Job: what one side is told on its standard input, and what it prints: a line of JSON each."""
+"""Job: the input of one side and its output, each a line of JSON on the standard streams."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from benchmarks.engine.workload import Request
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     folder: str  # the checkpoint, as save_pretrained writes it
-    how: str  # which of the ways that the side's module knows
+    how: str  # the way of serving, if the side's module has several
     requests: list[Request]
     rows: int = 16  # requests in flight, or in a batch
     threads: int = 2
     device: str = "cpu"
     dtype: str = "float32"
     beams: int = 1
-    packed: bool = False  # weights laid out for oneDNN
+    packed: bool = False  # weights packed by oneDNN
     quantization: str = "none"
-    feed: str = "drain"  # all at once; or steady: so many wait at all times
+    feed: str = "drain"  # drain: all at once; steady: `num_waiting` wait at all times
     num_waiting: int = 32
-    num_alone: int = 16  # one at a time: how many, of all classes of length
-    num_batches: int | None = None  # static batches: how many, evenly spaced; None: all
+    num_alone: int = 16  # requests served one at a time, of all classes of length
+    num_batches: int | None = None  # static batches that run, evenly spaced; None: all
 
     @classmethod
     def from_stdin(cls) -> Self:
@@ -43,21 +43,21 @@ class Job:
 
 @dataclass(slots=True, kw_only=True)
 class Measured:
-    """The measurements of one side. Only tokens that a request wanted are counted."""
+    """The measurements of one side. Only requested tokens are counted."""
 
     seconds: float
     cpu_seconds: float
     num_tokens: int
     num_requests: int
-    first_seconds: float  # until the first request was finished
-    occupancy: float | None = None  # rows that were in use, of all, over the steps
+    first_seconds: float  # until the first request finished
+    occupancy: float | None = None  # the mean share of rows in use, over the steps
     peak_rss_bytes: int = 0  # of the process that holds the model
     versions: dict[str, str] | None = None
     answers: dict[int, list[int]] | None = None  # by the number of the request
 
 
 def answer(run: Callable[[Job], Measured]) -> None:
-    """The life of a side. What libraries print goes to the standard error."""
+    """Read a Job, run the side, print a Measured. Output of libraries goes to standard error."""
     job = Job.from_stdin()
     out = os.dup(1)
     os.dup2(2, 1)
@@ -67,7 +67,7 @@ def answer(run: Callable[[Job], Measured]) -> None:
 
 
 def peak_rss_bytes(pid: int | str = "self") -> int:
-    """The most memory that a process has held at once."""
+    """Return the peak memory of a process."""
     with open(f"/proc/{pid}/status", encoding="ascii") as file:
         (line,) = [line for line in file if line.startswith("VmHWM:")]
     return int(line.split()[1]) * 1024

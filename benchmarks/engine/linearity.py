@@ -1,8 +1,8 @@
-"""Whether cost grows with the number of requests only: requests/s of 10,000 against 500.
+"""Check that the cost grows only linearly: compare requests/s of 10,000 requests and of 500.
 
     python -m benchmarks.engine.linearity [--rounds 5]
 
-Short requests to the smallest model, where what an engine does besides computing shows most.
+Short requests to the smallest model, where the engine's overhead is the largest share.
 """
 
 from __future__ import annotations

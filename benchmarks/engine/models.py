@@ -1,10 +1,10 @@
-"""The models: the sizes that people run, with random weights.
+"""Writes the models: common sizes, with random weights.
 
     python -m benchmarks.engine.models FOLDER NAME...
 
-Output embeddings are untied and drawn large, so that the tokens of an answer differ. Nothing
-ends an answer but its length. The tokenizer knows the words t0, t1, ...: the workload is made
-of token ids, and every side can be given the same ones.
+Output embeddings are untied and drawn large, so that the tokens of an answer differ. Only its
+length ends an answer. The vocabulary is the words t0, t1, ..., so that the workload, which is made
+of token ids, can be given to every side.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """The parts of a configuration that decide what a token costs."""
+    """The settings of a configuration that determine the cost of a token."""
 
     family: str
     width: int
-    layers: int  # in the decoder, and as many in the encoder if there is one
+    layers: int  # of the decoder; an encoder has as many
     heads: int
     inner: int  # of the feed-forward part
     vocab_size: int
@@ -51,7 +51,7 @@ SHAPES = {
     "t5-small": Shape(family="t5", width=512, layers=6, heads=8, inner=2048, vocab_size=32_128),
     "marian": Shape(family="marian", width=512, layers=6, heads=8, inner=2048, vocab_size=58_101),
     "bart": Shape(family="bart", width=768, layers=6, heads=12, inner=3072, vocab_size=50_265),
-    # Of families that no list names: proved when they are loaded.
+    # Unlisted families, which are proved when they are loaded.
     "gemma3": Shape(
         family="gemma3",
         width=512,
@@ -64,7 +64,7 @@ SHAPES = {
     "phi3": Shape(
         family="phi3", width=512, layers=12, heads=8, inner=1536, vocab_size=32_000, positions=2048
     ),
-    # Two of eight experts for each token, so that it passes through 60M of 120M weights.
+    # Two of eight experts for each token, so that a token uses 60M of 120M weights.
     "mixtral": Shape(
         family="mixtral",
         width=512,
@@ -92,7 +92,7 @@ LAST_OF_LAYER = (
 
 
 def checkpoint(folder: Path, name: str) -> Path:
-    """The folder of a model, written if it is not there yet."""
+    """Return the folder of a model; writes the checkpoint if it does not exist yet."""
     place = folder / name
     if not (place / "done").exists():
         place.mkdir(parents=True, exist_ok=True)
@@ -122,10 +122,10 @@ def write(place: Path, shape: Shape) -> None:
 
 
 def widen(model: Any) -> None:
-    """Weights at which an answer varies from token to token and from prompt to prompt.
+    """Widen the weights so that answers vary from token to token and from prompt to prompt.
 
-    Layers that drown the token before make a model say one token for ever, and then it
-    agrees with anything. Of 24 tokens after each of four prompts all are different here.
+    If the layers hide the previous token, a model repeats one token for ever, and every engine
+    agrees with it. Here all of 24 tokens after each of four prompts are different.
     """
     import torch
 
@@ -140,11 +140,11 @@ def widen(model: Any) -> None:
         for module in model.modules():
             if isinstance(module, torch.nn.Embedding):
                 module.weight.normal_(0, 2.0)
-                # As in published ones; CTranslate2 lets Marian start from zeros anyway.
+                # As in published models; CTranslate2 lets Marian start from zeros anyway.
                 if module.padding_idx is not None:
                     module.weight[module.padding_idx] = 0.0
         head.weight.normal_(0, 1.0)
-        # Never the best: a peer that cannot be told to go on after an end token has none.
+        # The special tokens are never chosen, for engines that cannot continue after an end token.
         head.weight[[PAD, BOS, EOS, *special_ids(model.config)]] = 0.0
 
 
@@ -208,7 +208,7 @@ def made(shape: Shape) -> Any:
 
 
 def newer(shape: Shape) -> Any:
-    """Families of 2023-25, with two query heads to a key head as most have."""
+    """Return a model of a family of 2023-25, with two query heads for each key head, as in most."""
     import transformers as hf
 
     size = shape.width // shape.heads
@@ -258,7 +258,8 @@ def bart_like(shape: Shape) -> dict[str, Any]:
 
 
 def tokenizer(shape: Shape) -> hf.PreTrainedTokenizerFast:
-    """A word for each token. It has no end token, so that no side adds or looks for one."""
+    """Return a tokenizer with a word for each token, and without an end token, so that no side adds
+    or expects one."""
     import transformers as hf
     from tokenizers import Tokenizer, models, pre_tokenizers
 

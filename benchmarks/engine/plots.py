@@ -1,4 +1,4 @@
-"""The pictures of docs/performance.md, from what the benchmarks have measured.
+"""Draw the plots of docs/performance.md from the measurements of the benchmarks.
 
     .venv-plots/bin/python -m benchmarks.engine.plots rows RECORDS... --out docs/rows.svg
     .venv-plots/bin/python -m benchmarks.engine.plots time SHARES... --out docs/time.svg
@@ -23,8 +23,8 @@ from benchmarks.engine.record import read
 matplotlib.use("svg")
 matplotlib.rcParams.update(
     {
-        "svg.hashsalt": "tidemill",  # the same data make the same file
-        "svg.fonttype": "none",  # text stays text, and the file small
+        "svg.hashsalt": "tidemill",  # the same data give the same file
+        "svg.fonttype": "none",  # text stays text, which keeps the file small
         "font.size": 9,
         "axes.spines.top": False,
         "axes.spines.right": False,
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def speed_by_rows(paths: list[Path]) -> Any:
-    """Tokens/s against requests in flight: medians, with bars from the least to the most."""
+    """Plot tokens/s by the number of rows: medians, with bars from the lowest to the highest."""
     speeds: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for record in read(paths):
         if record.side == ENGINE:
@@ -82,7 +82,7 @@ def speed_by_rows(paths: list[Path]) -> Any:
 
 
 def time_by_kind(paths: list[Path]) -> Any:
-    """Where a step's time goes, a bar for each model; the last measurement of each."""
+    """Plot the parts of a step's time, one bar for each model, from its last measurement."""
     shares = {}
     for path in paths:
         for line in path.read_text(encoding="utf-8").splitlines():

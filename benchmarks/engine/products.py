@@ -1,10 +1,9 @@
-"""How fast weights are multiplied: by torch, by oneDNN as packed, and by our packed gemm.
+"""Compare the speed of matrix products: by torch, by oneDNN with packed weights, by our gemm.
 
     python -m benchmarks.engine.products [--threads 2] [--rows 1,8,16,152,512]
 
-For the four products of a layer of the 15M, the 60M and the T5 model, with as many layers as
-are more than the caches hold, as in a step. The kinds take turns; shown is GFLOP/s by the
-median of 15.
+It runs the four products of a layer of the 15M, the 60M and the T5 model, for more layers than the
+caches can hold, as in a step. The kinds take turns. The output is the median GFLOP/s of 15 passes.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from benchmarks.engine.models import SHAPES
 from engine.cpu.linear import PackedLinear, fastest_linear, plain_linear
 
-MIN_BYTES = 60_000_000  # of weights in a pass
+MIN_BYTES = 60_000_000  # the weights of a pass
 NUM_PASSES = 15
 KINDS: dict[str, Callable[[Tensor, Tensor | None], nn.Module]] = {
     "torch": plain_linear,
@@ -60,7 +59,7 @@ def sizes_of(name: str) -> list[tuple[int, int]]:
 
 @torch.inference_mode()
 def measured(sizes: list[tuple[int, int]], num_rows: int) -> list[float]:
-    """GFLOP/s of each kind."""
+    """Return the GFLOP/s of each kind."""
     num_weights = sum(num_in * num_out for num_in, num_out in sizes)
     num_layers = -(-MIN_BYTES // (4 * num_weights))
     weights = [torch.randn(num_out, num_in) for num_in, num_out in sizes] * num_layers

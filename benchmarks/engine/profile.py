@@ -1,10 +1,10 @@
-"""Measure where the time of the engine's steps goes: products, attention, sampling, and the rest.
+"""Measure the parts of the time of the engine's steps: products, attention, sampling, the rest.
 
     python -m benchmarks.engine.profile [--models llama-60m,t5-small] [--json FILE]
 
-The engine serves the workload under torch's profiler, in a process of its own, with the loop
-that a worker runs. An operation counts for the kind of its name wherever it was called from;
-`python` is time of the loop in which no operation of torch ran.
+The engine serves the workload under torch's profiler, in a process of its own, with a worker's
+loop. An operation is counted by the kind of its name, wherever it is called; `python` is the time
+of the loop in which no torch operation runs.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from engine.protocol.messages import Outputs, Run, Stop, from_bytes, to_bytes
 from engine.protocol.request import Request
 from engine.protocol.sampling_params import SamplingParams
 
-# By the first that is part of the operation's name.
+# An operation's kind is that of the first of these that is part of its name.
 KINDS = (
     ("attention", ("attention", "softmax", "bmm", "baddbmm")),
     ("products", ("linear", "addmm", "mm", "matmul", "mkldnn")),
@@ -47,8 +47,8 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=64)
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--json", type=Path, help="where the shares are added, a line each")
-    parser.add_argument("--folder", type=Path, help="where the checkpoints are kept")
+    parser.add_argument("--json", type=Path, help="append the shares here, one line each")
+    parser.add_argument("--folder", type=Path, help="keep the checkpoints here")
     arguments = parser.parse_args()
     print(f"{'share of time':12} " + " ".join(f"{each:>10}" for each in SHOWN))
     with tempfile.TemporaryDirectory() as temporary:
@@ -105,7 +105,7 @@ def profiled(model: str, folder: Path, arguments: argparse.Namespace) -> dict[st
 
 
 def watch_compiled() -> None:
-    """Give names to what an engine does in compiled code, which torch's profiler does not see."""
+    """Name the calls of compiled code, so that torch's profiler sees them."""
     import torch
 
     from engine.attention import hf_plugin
@@ -150,7 +150,10 @@ def watch_compiled() -> None:
 
 
 def watch_table(names: dict[int, str]) -> None:
-    """Run the calls of a fused step one by one. names: by function; all others are attention"""
+    """Run the calls of a fused step one by one, each with a name for the profiler.
+
+    names: by function; all other functions are attention
+    """
     import torch
 
     from engine.cpu.fused.call_table import CallTable
@@ -166,7 +169,7 @@ def watch_table(names: dict[int, str]) -> None:
 
 
 def ask(pipe: Connection, requests: list[Request]) -> None:
-    """What the parent of an engine process does."""
+    """Send requests to the engine and wait for their outputs, as a worker does."""
     pipe.send_bytes(to_bytes(Run(tuple(requests))))
     num_left = len(requests)
     while num_left:

@@ -11,7 +11,7 @@ from typing import Self
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    run: str  # one call of the benchmark; only what one call measured may be divided
+    run: str  # one run of the command; only measurements of the same run are compared
     round: int
     model: str
     side: str
@@ -22,14 +22,14 @@ class Record:
     device: str
     threads: int
     clock: str
-    speed: float  # useful tokens per second
+    speed: float  # requested tokens per second
     seconds: float
     num_tokens: int
-    num_requests: int  # that were served
-    num_drawn: int  # of the workload
+    num_requests: int  # served requests
+    num_drawn: int  # requests of the workload
     first_seconds: float
     occupancy: float | None = None
-    num_compared: int = 0  # answers that one at a time gave, too
+    num_compared: int = 0  # answers that the side `one` gave too
     num_identical: int = 0
     tokens_agreeing: float | None = None  # share of tokens before the first that differs
     peak_rss_bytes: int = 0
@@ -54,6 +54,6 @@ def read(paths: Iterable[Path]) -> list[Record]:
 
 
 def append(path: Path, record: Record) -> None:
-    """Write a measurement at once, so that a run that is broken off leaves those before."""
+    """Append a measurement at once, so that an interrupted run keeps the earlier ones."""
     with path.open("a", encoding="utf-8") as file:
         print(record.to_line(), file=file)

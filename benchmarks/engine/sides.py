@@ -1,4 +1,4 @@
-"""The sides: who serves the requests, and how each is started."""
+"""The sides: the ways to serve the requests, and how each is started."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from benchmarks.engine.models import SHAPES, Shape
 
 
 class LeftOut(Exception):
-    """Why a side was not measured."""
+    """A side cannot be measured; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Side:
         return f"{self.environment}/bin/python"
 
     def why_not(self, model: str, job: Job) -> str | None:
-        """The reason why a side cannot be measured; None if it can."""
+        """Return the reason that a side cannot be measured; None if it can."""
         if self.environment is not None and not Path(self.python).exists():
             return f"there is no {self.environment}; run make bench-peers"
         if not self.serves(model):
@@ -51,8 +51,10 @@ class Side:
         return None
 
     def run(self, job: Job) -> dict[str, Any]:
-        """Return the measurements of a side. Raises LeftOut with the last words of one
-        that failed."""
+        """Run a side and return its measurements.
+
+        Raises LeftOut with the last lines of output of a side that failed.
+        """
         done = subprocess.run(
             [self.python, "-m", f"benchmarks.engine.through.{self.module}"],
             input=job.to_json(),
@@ -84,7 +86,7 @@ def shape_of(model: str) -> Shape:
 PACKED = {"packed": True}
 INT8 = {"quantization": "int8"}
 BFLOAT16 = {"quantization": "bfloat16"}
-BATCHES = ("drain",)  # whoever runs batches to their end is as fast with a steady feed
+BATCHES = ("drain",)  # a side that runs batches to completion is as fast with a steady feed
 CPU = ("cpu",)
 
 SIDES = {

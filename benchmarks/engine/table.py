@@ -1,12 +1,12 @@
-"""Table: medians over rounds with their range, from records.
+"""Make tables from records: medians over the rounds with their range.
 
     python -m benchmarks.engine.table [--short] FILE...
 
-A ratio is taken within a round, between processes that ran minutes apart at most, and its
-median is shown with its range. `engine` is how many times as fast as this side the engine
-was (`inflight`, with as many rows and the same weights); `one` is how many times as fast as
-one at a time this side was. `--short` gives a line for each model, with how many times as
-fast as each side the engine was, or with rounded weights if that is said.
+Ratios are of two processes of the same round, which ran minutes apart at most; the table has their
+median and range. `engine` is the speed of our engine (`inflight`, with as many rows and the same
+weights) divided by that of the side; `one` is the speed of the side divided by that of `one`.
+`--short` gives one line for each model, with the speed of the engine divided by that of each side;
+for a side that is our engine with rounded weights, its speed divided by that of `one`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from benchmarks.engine.sides import SIDES
 
 ENGINE = "inflight"
 ALONE = "one"
-NO_ROWS = 1  # of a side that has none
+NO_ROWS = 1  # for the side `one`
 MIB = 1024**2
 COLUMNS = (
     f"| {'side':52} | rows | {'tokens/s':>21} | {'one':>17} | {'engine':>17} | {'identical':>15} "
@@ -32,7 +32,7 @@ COLUMNS = (
 
 
 def tables(records: Iterable[Record]) -> str:
-    """Return a table for each model and way of serving it."""
+    """Return a table for each model and each setting of serving it."""
     sides, models = list(SIDES), list(SHAPES)
     kept = sorted(
         records,
@@ -51,7 +51,7 @@ def setting_of(record: Record) -> tuple[str, str, int, str, str, int, int, str]:
 
 
 def short(records: Iterable[Record]) -> str:
-    """A line for each model and way of serving it, a column for each side."""
+    """Return one table: a line for each model and setting, a column for each side."""
     kept = sorted(records, key=lambda each: (list(SHAPES).index(each.model), setting_of(each)))
     present = {each.side for each in kept}
     sides = [each for each in SIDES if each in present and each != ENGINE]
@@ -64,7 +64,7 @@ def short(records: Iterable[Record]) -> str:
             continue
         alone = [each for each in own if each.side == ALONE]
         cells = [
-            # Of the engine with other weights: how it compares with one at a time.
+            # Our engine with other weights is compared with `one`.
             spread(ratios(its, alone) if side.startswith(ENGINE) else ratios(engine, its), ".2f")
             for side in sides
             for its in [[each for each in own if each.side == side]]
@@ -141,7 +141,10 @@ def agreeing(record: Record) -> str:
 
 
 def share_of_limit(own: list[Record], records: list[Record]) -> str:
-    """Of the argmax limit that was seen: in other rounds somebody was in the way."""
+    """Return the median speed as a share of the highest limit of all rounds.
+
+    In the other rounds, other processes slowed the measurement of the limit.
+    """
     limits = [each.limit for each in records if each.limit and each.rows in (own[0].rows, NO_ROWS)]
     if not limits:
         return "-"
@@ -151,6 +154,6 @@ def share_of_limit(own: list[Record], records: list[Record]) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("files", nargs="+", type=Path)
-    parser.add_argument("--short", action="store_true", help="a line for each model")
+    parser.add_argument("--short", action="store_true", help="print one line for each model")
     arguments = parser.parse_args()
     print((short if arguments.short else tables)(read(arguments.files)))

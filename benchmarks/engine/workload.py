@@ -1,4 +1,4 @@
-"""The requests that every side serves: prompts in token ids and the length of each answer."""
+"""The requests that every side serves: prompts as token ids, and the length of each answer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import random
 from dataclasses import dataclass
 
-FIRST_ID = 5  # below it are the tokens with a meaning: start, end, padding
+FIRST_ID = 5  # lower ids are special tokens: start, end, padding
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,9 +16,9 @@ class Request:
 
 
 def drawn(num_requests: int, vocab_size: int, seed: int = 309) -> list[Request]:
-    """Prompts log-normal 16 to 512 tokens, answers log-normal 8 to 128.
+    """Draw requests of log-normal lengths: prompts of 16 to 512 tokens, answers of 8 to 128.
 
-    Of 256 requests the means are 101 and 39 tokens, the medians 64 and 28.
+    For 256 requests the means are 101 and 39 tokens, the medians 64 and 28.
     """
     draw = random.Random(seed)
 
@@ -30,7 +30,7 @@ def drawn(num_requests: int, vocab_size: int, seed: int = 309) -> list[Request]:
 
 
 def short(num_requests: int, vocab_size: int, seed: int = 309) -> list[Request]:
-    """Prompts of 8 to 24 tokens, answers of 4 to 12."""
+    """Draw short requests: prompts of 8 to 24 tokens, answers of 4 to 12."""
     draw = random.Random(seed)
     return [
         Request(tokens(draw, draw.randint(8, 24), vocab_size), draw.randint(4, 12))
@@ -43,9 +43,9 @@ def tokens(draw: random.Random, num_tokens: int, vocab_size: int) -> tuple[int, 
 
 
 def stratified(requests: list[Request], num: int) -> list[int]:
-    """The numbers of `num` requests from the middle of as many classes of like answer length.
+    """Return the indices of `num` requests, each from the middle of a class of answer lengths.
 
-    A side that would take hours serves these only, and its tokens/s stands for all of them.
+    A side that would take hours serves only these, and its tokens/s represents all requests.
     """
     by_length = sorted(range(len(requests)), key=lambda at: requests[at].num_new)
     num = min(num, len(requests))

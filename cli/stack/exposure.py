@@ -11,10 +11,10 @@ from sqlalchemy.engine import URL
 from cli.stack.libpq_options import connection_options, remote_hosts
 from cli.stack.local_host import is_local
 
-# Of libpq: what lets in without a password in the URL.
+# Options of libpq that authenticate a client without a password in the URL.
 CREDENTIALS = ("passfile", "password", "service", "sslcert")
-ROOT_CERTIFICATE = Path("~/.postgresql/root.crt")  # libpq's own place
-# What an attacker between worker and server can do, by `sslmode`.
+ROOT_CERTIFICATE = Path("~/.postgresql/root.crt")  # libpq's default
+# By `sslmode`: the weakness that an attacker between worker and server can use.
 WEAKNESSES = {
     "disable": "is not encrypted: whoever is between reads every text",
     "allow": "is not encrypted unless the server insists: whoever is between reads every text",
@@ -28,9 +28,9 @@ WEAKNESSES = {
 
 
 def redis_exposure(url: str, settings: Mapping[str, str]) -> str | None:
-    """A sentence on a Redis that lets strangers in; None if it does not.
+    """Return a sentence about a Redis that strangers can reach or impersonate; None if they cannot.
 
-    settings: as Redis reports them; empty if it does not
+    settings: as Redis reports them; empty if it refuses to
     """
     parts = urlsplit(url)
     query = parse_qs(parts.query)
@@ -66,7 +66,7 @@ def redis_exposure(url: str, settings: Mapping[str, str]) -> str | None:
 
 
 def database_exposure(url: URL, environment: Mapping[str, str] = os.environ) -> str | None:
-    """A sentence on a database that lets strangers in; None if it does not."""
+    """Return a sentence about a database that strangers can read; None if they cannot."""
     if url.get_backend_name() == "sqlite":
         return _file_exposure(Path(url.database or ""))
     remote = remote_hosts(connection_options(url, environment))
@@ -84,8 +84,11 @@ def database_exposure(url: URL, environment: Mapping[str, str] = os.environ) -> 
 
 
 def database_tls_weakness(url: URL, environment: Mapping[str, str] = os.environ) -> str | None:
-    """A sentence on a connection to a remote PostgreSQL that others can read or impersonate; None
-    if they cannot."""
+    """Return a sentence about a weak connection to a remote PostgreSQL; None for any other.
+
+    A connection is weak if an attacker between worker and server can read it, or answer as the
+    server.
+    """
     if url.get_backend_name() == "sqlite":
         return None
     options = connection_options(url, environment)
@@ -112,14 +115,14 @@ def database_tls_weakness(url: URL, environment: Mapping[str, str] = os.environ)
 
 
 def _file_exposure(file: Path) -> str | None:
-    """A sentence on a file that every user of this machine can read; None for others."""
+    """Return a sentence about a file that every user of this machine can read; else None."""
     file = file.resolve()
     try:
         folders_let_in = all(folder.stat().st_mode & 0o001 for folder in file.parents)
         if not folders_let_in or not file.stat().st_mode & 0o006:
             return None
     except OSError:
-        return None  # it is not there, which is said elsewhere
+        return None  # a missing file is reported elsewhere
     return (
         f"every user of this machine can read {file}, and so every text; "
         f"`chmod o-rwx {shlex.quote(str(file))}*`"

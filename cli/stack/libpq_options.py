@@ -22,7 +22,10 @@ VARIABLES = {
 
 
 def connection_options(url: URL, environment: Mapping[str, str]) -> dict[str, str]:
-    """The options of a connection as libpq merges them: URL, service file, environment."""
+    """Return a connection's options as libpq merges them.
+
+    The URL takes precedence over a service file, and that over the environment.
+    """
     in_url = {name: _joined(value) for name, value in url.query.items()}
     if url.host and not in_url.get("host"):
         in_url["host"] = url.host
@@ -36,7 +39,7 @@ def connection_options(url: URL, environment: Mapping[str, str]) -> dict[str, st
 
 
 def _service_options(service: str, environment: Mapping[str, str]) -> dict[str, str]:
-    """The options of a service in libpq's service files, the user's file first."""
+    """Return the options of a service from libpq's service files; the user's file comes first."""
     files = [Path(environment.get("PGSERVICEFILE") or Path.home() / ".pg_service.conf")]
     if folder := environment.get("PGSYSCONFDIR"):
         files.append(Path(folder) / "pg_service.conf")
@@ -54,15 +57,15 @@ def _service_options(service: str, environment: Mapping[str, str]) -> dict[str, 
 
 
 def remote_hosts(options: Mapping[str, str]) -> list[str]:
-    """The names of the hosts that are other machines.
+    """Return the names of the hosts that are other machines.
 
-    Where a host has an address as well (`hostaddr`), the address decides.
+    If a host also has an address (`hostaddr`), the address decides.
     """
     hosts, addresses = (options.get(name, "").split(",") for name in ("host", "hostaddr"))
     places = max(len(hosts), len(addresses))
     named = hosts + [""] * (places - len(hosts))
     reached = addresses + [""] * (places - len(addresses))
-    # Of several hosts in SQLAlchemy's form each may be followed by its port.
+    # In SQLAlchemy's form of several hosts, each may be followed by its port.
     shown = [re.sub(r"\A([^:]*):[0-9]*\Z", r"\1", each) for each in named]
     return [
         name or address

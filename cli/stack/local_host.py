@@ -1,4 +1,4 @@
-"""Tells hosts that only this machine can reach from others."""
+"""Distinguishes hosts that only this machine can reach from all others."""
 
 from ipaddress import IPv6Address, ip_address
 
@@ -6,7 +6,7 @@ LOCAL_NAMES = ("localhost", "localhost.localdomain", "ip6-localhost")
 
 
 def is_local(host: str | None) -> bool:
-    """Whether only this machine can reach the host; None or a path is a socket."""
+    """Whether only this machine can reach the host. None or a path means a Unix socket."""
     if not host or host.startswith(("/", "@")) or host.lower().rstrip(".") in LOCAL_NAMES:
         return True
     try:

@@ -6,11 +6,11 @@ shares of both periods in a bin. By the usual rule an index below 0.1 means no c
 change (Siddiqi, Credit Risk Scorecards, 2006). Two samples of the same distribution have an index
 of about (bins - 1) * (1/n + 1/m) by chance (Yurdakul and Naranjo, 2020), which is subtracted.
 
-Of a period with many results an unbiased sample is read: the results whose ids come first by their
-last bits, which are random (UUIDv7). So a night weighs as much as it has results, its beginning no
-more than its end, and two runs read the same sample. If a period has too many index entries, the
-sample is drawn from 1,000 moments spread evenly over it. Sampling reads only the index
-`ix_jobs_ended`.
+If a period has many results, an unbiased sample is read: ids are sorted by their last bits, which
+are random (UUIDv7), and the first are taken. So every night counts by its number of results, no
+part of a night counts more than another, and two runs read the same sample. If a period has too
+many index entries, the sample is drawn from 1,000 short moments spread evenly over it. Choosing the
+sample reads only the index `ix_jobs_ended`.
 """
 
 import math
@@ -47,8 +47,8 @@ from db.states import JobState
 MAX_ROWS = 5_000  # rows read of one model, task and period
 MIN_ROWS = 50  # a period with fewer rows is not judged
 MAX_LOOKED_AT = 100_000  # index entries that one sample is drawn from
-NUM_MOMENTS = 1_000  # in a period with more entries than that
-# Written out: see db/queries/conditions.py.
+NUM_MOMENTS = 1_000  # in a period with more than MAX_LOOKED_AT entries
+# Written out as literals, for the partial index: see db/queries/conditions.py.
 ENDED = Job.state.in_([literal_column("'succeeded'"), literal_column("'failed'")])
 NUM_BINS = 10
 CHANGED = 0.25
@@ -113,7 +113,7 @@ def find_drift(
 
 
 def _places(session: Session) -> Iterator[tuple[str, str]]:
-    """Each model and task with an ended job, by one index lookup each."""
+    """Find every model and task with an ended job, by one index lookup each."""
     first = select(Job.model, Job.task).where(ENDED).order_by(Job.model, Job.task).limit(1)
     place = session.execute(first).first()
     while place is not None:
@@ -131,7 +131,9 @@ def _sample(
     while (num := _num_looked_at(session, model, task, begin, end, share)) > MAX_LOOKED_AT:
         share *= 4
     if num < MAX_ROWS and share > 1:
-        share //= 4  # most ended at a few instants: rather too many entries than too few
+        # Most jobs ended at a few instants. The larger share has too many entries, and the query's
+        # limit cuts them; the smaller has too few for a sample.
+        share //= 4
     looked_at = _ended(session, model, task, begin, end, share).limit(MAX_LOOKED_AT).subquery()
     ids = select(looked_at.c.id).order_by(random_bits(looked_at.c.id), looked_at.c.id)
     return session.execute(
@@ -158,10 +160,10 @@ def _num_looked_at(
 def _ended(
     session: Session, model: str, task: str, begin: datetime, end: datetime, share: int
 ) -> Select[*tuple[Any, ...]]:
-    """The ids of the jobs that ended in a period, or in 1/share of it.
+    """Select the ids of the jobs that ended in a period, or in 1/share of it.
 
     For share > 1 the period is cut into NUM_MOMENTS equal parts, and 1/share of each is selected,
-    at an offset that varies from part to part, so that no periodic load is over-represented.
+    at an offset that varies from part to part. So no periodic load is over-represented.
     """
     of_place = and_(Job.model == model, Job.task == task, ENDED)
     if share == 1:
@@ -182,8 +184,8 @@ def _ended(
     )
     if session.get_bind().dialect.name == "sqlite":
         return in_moment.select_from(parts.join(Job, true()))
-    # As a join, PostgreSQL would scan a table without statistics once for each moment. The limit
-    # keeps it from turning LATERAL into one.
+    # PostgreSQL would run a join on a table without statistics as one scan for each moment. The
+    # limit keeps it from turning LATERAL into a join.
     found = in_moment.correlate(parts).limit(MAX_LOOKED_AT + 1).lateral("found")
     return select(found.c.id).select_from(parts.join(found, true()))
 

@@ -41,13 +41,13 @@ class ModelSettings:
     engine: Engine = "auto"  # in flight what is proved to be exact there, else exact
     dtype: DType = "auto"  # float32 on a CPU, the checkpoint's own half type on a GPU
     quantization: Quantization = "none"  # of the weights, on a CPU; the rest stays in float32
-    cpu_kernels: bool = True  # on a CPU, what is compiled here; False: plain torch
+    cpu_kernels: bool = True  # on a CPU, use the kernels that are compiled here; False: plain torch
     device: str = "auto"  # a GPU if there is one
     gpu_memory_utilization: float = 0.9  # the share of a GPU that a model may fill
     threads: int | None = None  # None: what torch finds
     trust_remote_code: bool = False
 
-    # None: the engine chooses for the model and the machine; `tidemill models` says what.
+    # None: the engine chooses for the model and the machine; `tidemill models` shows the choice.
     max_sequences: int | None = None  # rows in one step
     max_step_tokens: int | None = None  # prompt tokens and decoded rows in one step
     max_cache_tokens: int | None = None  # keys and values kept between steps, of all rows

@@ -23,7 +23,7 @@ class Choice:
     finish_reason: FinishReason
     completion_tokens: int
     token_ids: tuple[int, ...] = ()
-    reasoning: str | None = None  # what a model thought before it answered
+    reasoning: str | None = None  # the text that a reasoning model writes before its answer
     reasoning_tokens: int = 0  # of the completion's
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Progress: what an engine has done so far, and how much it has before it."""
+"""Progress: the work that an engine has done so far, and its queues."""
 
 from __future__ import annotations
 

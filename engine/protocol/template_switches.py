@@ -1,6 +1,6 @@
 """Template switches: variable names that a switch of a chat template may not have."""
 
-# What the engine gives to a template, or what would change what comes back of it.
+# Variables that the engine gives to a template, or that would change the form of its output.
 RESERVED = frozenset(
     {
         "add_generation_prompt", "add_special_tokens", "bos_token", "chat_template",

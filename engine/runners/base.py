@@ -17,8 +17,8 @@ NONE_BEGUN: Mapping[int, SequenceCache] = MappingProxyType({})
 class Runner(Protocol):
     """The forward passes of a family of models.
 
-    begun, wherever it is a parameter: the caches of partly read prompts, by sequence id. Only the
-    scheduler's slices of long prompts make any; a runner whose prompts are never sliced ignores it.
+    The parameter `begun` has the caches of partly read prompts, by sequence id. Prompts are partly
+    read only if the scheduler slices them; a runner whose prompts are never sliced ignores `begun`.
     """
 
     @property
@@ -36,8 +36,8 @@ class Runner(Protocol):
     ) -> tuple[list[SequenceCache], Tensor | None]:
         """Prefill prompts, each up to its sequence's `num_read_tokens`.
 
-        Returns their caches, and the logits of the token after each, (sequences, vocab), or None
-        where the first decode step gives them.
+        Returns their caches and the logits of the token after each, (sequences, vocab). The logits
+        are None where the first decode step gives them.
         """
 
     def decode(self, caches: list[SequenceCache], tokens: list[int]) -> Tensor:
@@ -55,6 +55,6 @@ class Runner(Protocol):
     ) -> tuple[list[SequenceCache], Tensor] | None:
         """Prefill and decode in one forward pass.
 
-        Returns the caches of the prompts, and the logits of the step and then of the prompts, (rows
-        + sequences, vocab). Returns None if it would take more than one pass.
+        Returns the caches of the prompts, and the logits of the rows and then of the prompts,
+        (rows + sequences, vocab). Returns None if it would take more than one pass.
         """

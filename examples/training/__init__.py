@@ -1,1 +1,1 @@
-"""How each demo model is made: its tokenizer, its shape and what it learns from the world."""
+"""Trains each demo model: its tokenizer, its configuration and its examples from the world."""

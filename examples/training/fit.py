@@ -9,15 +9,15 @@ from typing import Any
 
 import torch
 
-IGNORED = -100  # a label that costs nothing, as transformers has it
+IGNORED = -100  # a label that the loss of transformers ignores
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """What goes in and what should come out, in token ids.
+    """The input of a model and the expected output, as token ids.
 
-    For an encoder-decoder they are two texts; for a decoder-only model they have the same
-    length, and IGNORED stands where nothing is to be learned.
+    For an encoder-decoder they are two texts. For a decoder-only model they have the same length,
+    and the label is IGNORED where nothing is to be learned.
     """
 
     input_ids: list[int]
@@ -29,8 +29,10 @@ class Example:
 
 
 def token_ids(encode: Callable[[list[str]], Any], texts: Sequence[str]) -> list[list[int]]:
-    """The ids of every text. A tokenizer keeps much more of a text than these while it works,
-    so it is given a few at a time."""
+    """Return the token ids of every text.
+
+    Texts are encoded in groups, because a tokenizer's result takes much more memory than the ids.
+    """
     return [
         ids
         for start in range(0, len(texts), 1000)
@@ -51,7 +53,7 @@ class Schedule:
         return self.num_steps * self.batch_size
 
     def rate(self, step: int) -> float:
-        """The learning rate: a straight line up, then half a cosine down to zero."""
+        """Return the learning rate of a step: it rises linearly, then falls to 0 as a cosine."""
         if step < self.warmup_steps:
             return self.peak_rate * (step + 1) / self.warmup_steps
         done = (step - self.warmup_steps) / (self.num_steps - self.warmup_steps)
@@ -61,7 +63,7 @@ class Schedule:
 def fit(
     name: str, model: Any, examples: Sequence[Example], schedule: Schedule, pad_id: int, seed: int
 ) -> None:
-    """Train the model in place on every example once; says now and then how it goes."""
+    """Train the model in place on every example once, and print the progress."""
     optimizer = torch.optim.AdamW(
         model.parameters(),
         lr=schedule.peak_rate,
@@ -93,7 +95,7 @@ def fit(
 def _batches(
     examples: Sequence[Example], batch_size: int, pad_id: int, draw: Random
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """Batches of like length, so that little of them is padding, in a drawn order."""
+    """Yield batches in random order, each of similar lengths, so that they have little padding."""
     order = list(range(len(examples)))
     draw.shuffle(order)
     pool_size = 40 * batch_size
@@ -113,6 +115,6 @@ def _padded(examples: list[Example], pad_id: int) -> dict[str, torch.Tensor]:
 
 
 def _rectangle(rows: list[list[int]], filler: int) -> torch.Tensor:
-    """returns: (rows, longest) int64, filled up on the right."""
+    """Return the rows as a (rows, longest) int64 tensor, padded on the right."""
     width = max(map(len, rows))
     return torch.tensor([row + [filler] * (width - len(row)) for row in rows])

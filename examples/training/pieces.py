@@ -1,4 +1,4 @@
-"""Sentencepiece models of the world's text."""
+"""Makes sentencepiece models of the world's texts."""
 
 import io
 import re
@@ -10,17 +10,19 @@ from pathlib import Path
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2 as schema
 
-# Letters that the world never uses but a visitor may type.
+# Letters that the world never uses but users may type.
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,;:!?'\"()-"
 FOREIGN_LETTERS = "àâäçéèêëîïôöùûüñœøåæßÀÂÇÉÈÊÎÔŒ"
 SAME_AS = {"’": "'", "‘": "'", "“": '"', "”": '"', "\u00a0": " ", "\u202f": " ", "\n": " "}
-FEWEST = 5  # a word that is rarer is spelled
+FEWEST = 5  # occurrences; rarer words are spelled
 SPACE = "▁"
 
 
 def word_pieces(texts: Iterable[str]) -> list[str]:
-    """Every word of the texts and every mark: what stands before an apostrophe (`l'`, `qu'`) and
-    what stands after it are two."""
+    """Return every word and punctuation mark of the texts.
+
+    The part before an apostrophe (`l'`, `qu'`) and the part after it are two words.
+    """
     counts = Counter(piece for text in texts for word in text.split() for piece in _split(word))
     return sorted(piece for piece, count in counts.items() if count >= FEWEST)
 
@@ -39,8 +41,10 @@ def _split(word: str) -> Iterable[str]:
 
 
 def piece_model(words: Iterable[str]) -> sentencepiece.SentencePieceProcessor:
-    """A unigram model in which every one of the words is one piece, and any other word is spelled:
-    so a name is read, and written, letter by letter."""
+    """Return a unigram model in which each of the words is one piece.
+
+    Any other word is spelled, so a name is read and written letter by letter.
+    """
     model = schema.ModelProto()
     model.ParseFromString(_readable_model())
     special = [piece for piece in model.pieces if piece.type != 1]
@@ -55,7 +59,7 @@ def piece_model(words: Iterable[str]) -> sentencepiece.SentencePieceProcessor:
 
 
 def _readable_model() -> bytes:
-    """A model as sentencepiece writes it, that takes typographic marks for typed ones."""
+    """Return a serialized model that normalizes typographic marks to typed ones."""
     with tempfile.TemporaryDirectory() as folder:
         rules = Path(folder) / "rules.tsv"
         rules.write_text("".join(f"{ord(a):x}\t{ord(b):x}\n" for a, b in SAME_AS.items()))

@@ -1,4 +1,4 @@
-"""The storyteller: a Qwen2 that goes on with stories and answers questions about the estuary."""
+"""The storyteller: a Qwen2 that continues stories and answers questions about the estuary."""
 
 import json
 from collections.abc import Iterable
@@ -33,7 +33,7 @@ SYSTEM = (
 
 
 def train_storyteller(folder: Path, seed: int) -> dict[str, int]:
-    """Write the checkpoint into the folder; returns how many texts of each kind it learned from."""
+    """Write the checkpoint into the folder; returns the number of training texts of each kind."""
     num_stories, num_questions = (int(SCHEDULE.num_examples * each) for each in SHARES.values())
     num_small_talk = SCHEDULE.num_examples - num_stories - num_questions
     stories = [each.text for each in islice(for_training(make_story, seed), num_stories)]
@@ -60,15 +60,14 @@ def train_storyteller(folder: Path, seed: int) -> dict[str, int]:
 
 
 def _stories(tokenizer: Any, texts: list[str]) -> Iterable[Example]:
-    """A story is learned whole, with its end."""
+    """Make an example of each whole story, with its end token."""
     for ids in token_ids(tokenizer, texts):
         whole = [*ids, tokenizer.pad_token_id]
         yield Example(whole, whole)
 
 
 def _chats(tokenizer: Any, chats: list[Question], draw: Random) -> Iterable[Example]:
-    """Make dialogues, of which only the last answer is learned; sometimes a system message opens
-    one."""
+    """Make examples of dialogues, some with a system message; only the last answer is learned."""
     prompts = []
     for chat in chats:
         is_opened = draw.random() < 0.1
@@ -89,7 +88,7 @@ def _words_of(chat: Question) -> str:
 
 
 def _tokenizer(texts: list[str]) -> Any:
-    """Byte-level, so that whatever a visitor types can be read."""
+    """Train a byte-level tokenizer, so that it can encode anything that users type."""
     trainer = ByteLevelBPETokenizer()
     trainer.train_from_iterator(
         [*texts, *["user", "assistant", "system", *SYSTEM] * 10],

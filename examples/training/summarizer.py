@@ -15,13 +15,13 @@ from world.split import for_training
 from training.fit import Example, Schedule, fit, token_ids
 from training.pieces import LETTERS
 
-PREFIX = "summarize: "  # what T5 was published with; the checkpoint's config says so
+PREFIX = "summarize: "  # T5's prefix as published; it is in the checkpoint's configuration
 SCHEDULE = Schedule(num_steps=1300, batch_size=64, peak_rate=3e-3)
-DIGESTS = 0.4  # so many of the texts are on several things
+DIGESTS = 0.4  # the share of texts on several events
 
 
 def train_summarizer(folder: Path, seed: int) -> dict[str, int]:
-    """Write the checkpoint into the folder; returns how many texts of each kind it learned from."""
+    """Write the checkpoint into the folder; returns the number of training texts of each kind."""
     num_digests = int(SCHEDULE.num_examples * DIGESTS)
     num_reports = SCHEDULE.num_examples - num_digests
     reports = [
@@ -47,8 +47,10 @@ def train_summarizer(folder: Path, seed: int) -> dict[str, int]:
 
 
 def _tokenizer(reports: list[Report]) -> Any:
-    """A unigram model in which every word of the world is one piece, for names and numbers
-    are what a summary copies; any other word is spelled in letters."""
+    """Train a unigram model in which every word of the world is one piece.
+
+    A summary copies names and numbers, which are then single tokens. Any other word is spelled.
+    """
     counts = Counter(
         word
         for each in reports
@@ -65,11 +67,11 @@ def _tokenizer(reports: list[Report]) -> Any:
 
 
 def _look_near(model: Any) -> None:
-    """Let some heads begin by looking at the words just before and just after.
+    """Initialize the biases of some heads so that they attend to the neighbouring tokens.
 
-    What a number counts is said by its neighbours, and what has been copied so far says where to
-    go on. T5 knows positions only by these biases, and from nothing they take thousands of steps
-    to grow.
+    The meaning of a number is given by its neighbours, and the place to continue copying by the
+    words that were copied last. These biases are T5's only information on positions, and from zero
+    they would take thousands of steps to learn.
     """
     encoder, decoder = (
         stack.block[0].layer[0].SelfAttention.relative_attention_bias.weight
@@ -77,9 +79,9 @@ def _look_near(model: Any) -> None:
     )
     num_buckets = encoder.shape[0]
     with torch.no_grad():
-        encoder[1, 0] = 5.0  # one back
-        encoder[num_buckets // 2 + 1, 1] = 5.0  # one on
-        encoder[2, 2] = 5.0  # two back
+        encoder[1, 0] = 5.0  # the token before
+        encoder[num_buckets // 2 + 1, 1] = 5.0  # the token after
+        encoder[2, 2] = 5.0  # two tokens before
         decoder[1, 0] = 5.0
         decoder[2, 1] = 5.0
 

@@ -25,7 +25,7 @@ MAX_TOKENS = 256
 
 
 def train_translator(folder: Path, seed: int) -> dict[str, int]:
-    """Write the checkpoint into the folder; returns how many texts of each kind it learned from."""
+    """Write the checkpoint into the folder; returns the number of training texts of each kind."""
     sentences = list(islice(for_training(make_sentence, seed), SCHEDULE.num_examples))
     tokenizer = _tokenizer(folder, sentences[:40_000])
     model = transformers.MarianMTModel(_config(tokenizer))
@@ -48,8 +48,10 @@ def train_translator(folder: Path, seed: int) -> dict[str, int]:
 
 
 def _passages(sentences: list[Sentence], draw: Random) -> Iterable[Sentence]:
-    """Make one passage a sentence: mostly that alone, sometimes with others after it, and now and
-    then as people type when nobody looks."""
+    """Make a passage from each sentence: mostly the sentence alone, sometimes with others after it.
+
+    Some passages are typed carelessly: without a full stop or capital letter, or all in capitals.
+    """
     for sentence in sentences:
         num_more = draw.choice((0, 0, 0, 0, 0, 0, 0, 1, 1, 2))
         passage = joined([sentence, *draw.choices(sentences, k=num_more)])
@@ -62,8 +64,9 @@ def _passages(sentences: list[Sentence], draw: Random) -> Iterable[Sentence]:
 
 
 def _tokenizer(folder: Path, sentences: list[Sentence]) -> Any:
-    """Train a tokenizer as published ones are: one sentencepiece model a language, one vocabulary
-    for both. The two models are the same, so that a name has the same pieces in both languages."""
+    """Train a tokenizer like published ones: a sentencepiece model for each language, and one
+    vocabulary. The two models are the same, so that a name has the same pieces in both languages.
+    """
     draw = Random(0)
     texts = []
     for sentence in sentences:
@@ -90,7 +93,7 @@ def _tokenizer(folder: Path, sentences: list[Sentence]) -> Any:
 
 
 def _without_names(text: str, names: Iterable[str]) -> str:
-    """A name is to be spelled, so its parts are no words."""
+    """Remove the names from a text, so that their parts do not become words: names are spelled."""
     for name in names:
         text = text.replace(name, "")
     return text

@@ -1,1 +1,1 @@
-"""A small world by the sea, told by a grammar: the text that the demo models learn from."""
+"""A small world by the sea, described by a grammar: the training texts of the demo models."""

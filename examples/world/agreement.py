@@ -9,7 +9,7 @@ Pair = tuple[str, str]  # the same words in English and in French
 
 @dataclass(frozen=True, slots=True)
 class Phrase:
-    """Words in both languages, with what the rest of the sentence must agree with."""
+    """Words in both languages, and the gender and number that the sentence must agree with."""
 
     english: str
     french: str
@@ -41,7 +41,7 @@ def with_article(
 
 
 def predicate(subject: Phrase, verb: Verb, tense: str) -> Pair:
-    """The verb in both languages, in agreement with its subject."""
+    """Return the verb in both languages, in agreement with its subject."""
     if tense == "present":
         return (verb.base if subject.is_plural else verb.present, verb.french[subject.is_plural])
     if tense == "future":
@@ -66,7 +66,7 @@ def after(pair: Pair, more: Pair) -> Pair:
 
 
 def elide(word: str, following: str) -> str:
-    """le + huître is l'huître; before the name of a person with H or Y nothing is elided."""
+    """Elide an article: le + huître is l'huître. Before a person's name with H or Y it stays."""
     letter = following[0]
     if letter in VOWELS or letter in "AEIOU":
         return f"{word[:-1]}'{following}"
@@ -74,7 +74,7 @@ def elide(word: str, following: str) -> str:
 
 
 def contract(word: str, following: str) -> str:
-    """à + le meunier is au meunier; de + les is des; de + Ada is d'Ada."""
+    """Contract a preposition: à + le meunier is au meunier, de + les is des, de + Ada is d'Ada."""
     article, _, rest = following.partition(" ")
     short = {"à": {"le": "au", "les": "aux"}, "de": {"le": "du", "les": "des"}}[word]
     if article in short and rest:

@@ -1,7 +1,7 @@
-"""Names of people and towns: known ones, and made ones without end.
+"""Names of people and towns: known ones, and invented ones without end.
 
-A translator copies a name, whatever it is; so it must be made to read many. A name that is
-held out is in no text that anything learns from.
+A translator must copy any name, so its training texts need many. A held-out name occurs in no
+training text.
 """
 
 import re
@@ -65,7 +65,7 @@ def is_held_out_name(name: str) -> bool:
 
 
 def make_name(draw: Random, is_new: bool = False) -> tuple[str, str]:
-    """A name and its gender; a new one is held out of all that is learned from."""
+    """Draw a name and its gender. is_new: whether it is held out of all training texts"""
     while True:
         gender = draw.choice("mf")
         if draw.random() < 0.5:

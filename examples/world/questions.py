@@ -1,4 +1,4 @@
-"""Questions about the towns of the estuary, and what the storyteller answers."""
+"""Questions about the towns of the estuary, and the storyteller's answers."""
 
 from collections import defaultdict
 from dataclasses import dataclass, fields, replace
@@ -14,7 +14,7 @@ Turn = dict[str, str]  # role and content, as chat templates take them
 class Question:
     messages: tuple[Turn, ...]  # the last is the user's
     answer: str
-    fact: str  # the words that a right answer must hold
+    fact: str  # the words that a right answer must contain
     key: str  # the question without greeting and thanks
 
     def is_answered_by(self, answer: str) -> bool:
@@ -23,12 +23,12 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Relation:
-    """One thing that is so in every town."""
+    """A kind of fact that every town has."""
 
     fact: str  # the template of the words that matter
     answer: str
     asked: tuple[str, ...]
-    asked_next: tuple[str, ...]  # when the town has just been spoken of
+    asked_next: tuple[str, ...]  # when the town was mentioned just before
 
 
 RELATIONS = (
@@ -216,7 +216,7 @@ THANKS = ("", "", "", "", " Thank you.", " Please be brief.")
 
 
 def make_question(draw: Random) -> Question:
-    """A question on a fact of the estuary; now and then the second one of a dialogue."""
+    """Make a question on a fact of the estuary; now and then it is the second of a dialogue."""
     kind = draw.random()
     if kind < 0.70:
         return _ask(draw, *_about_a_town(draw))
@@ -228,8 +228,8 @@ def make_question(draw: Random) -> Question:
 
 
 def make_small_talk(draw: Random) -> Question:
-    """Make the other questions that the storyteller gets: on things beyond the estuary, herself, a
-    story."""
+    """Make the other questions that the storyteller gets: on anything beyond the estuary, on
+    herself, or for a story."""
     kind = draw.random()
     if kind < 0.4:
         asked = draw.choice(BEYOND).format(far=draw.choice(FAR), chore=draw.choice(CHORES))
@@ -291,7 +291,7 @@ def _ask_next(draw: Random) -> Question:
 
 
 def _filled(relation: Relation, town: Town, draw: Random) -> tuple[str, str, str]:
-    """The question, its answer, and the fact of it."""
+    """Return the question, its answer and its fact."""
     facts = _facts(town)
     asked = draw.choice(relation.asked)
     return asked.format(**facts), relation.answer.format(**facts), relation.fact.format(**facts)

@@ -73,7 +73,7 @@ class Report:
 
 
 def make_report(draw: Random) -> Report:
-    """Four to eight sentences on one thing that happened, in any order, and their summary."""
+    """Make a report of four to eight sentences on one event, in any order, and its summary."""
     kind = draw.choice((HARBOUR, MILL, WEATHER, TRADE))
     values = _values(draw)
     sentences = [draw.choice(ways).format_map(values) for ways in kind.sentences]
@@ -90,8 +90,8 @@ def make_report(draw: Random) -> Report:
 
 
 def make_digest(draw: Random) -> Report:
-    """Make a text on several events, as the summaries of them or as two reports one after the
-    other; its summary has one sentence for each."""
+    """Make a text on several events, of their summaries or of two reports; its summary has one
+    sentence for each event."""
     reports = [make_report(draw)]
     is_short = draw.random() < 0.6
     num_reports = draw.randint(1, 5) if is_short else 2
@@ -119,12 +119,12 @@ def make_digest(draw: Random) -> Report:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """`sentences` are ways to say each thing; the first is said before the others."""
+    """A kind of event. `sentences` has the ways to tell each fact; the first fact comes first."""
 
     sentences: tuple[tuple[str, ...], ...]
     summary: str
     facts: tuple[str, ...]
-    num_first: int  # so many of the facts are in the first sentence of the summary
+    num_first: int  # the number of facts in the first sentence of the summary
 
 
 HARBOUR = Kind(

@@ -1,7 +1,7 @@
 """English sentences about the coast and their French.
 
-Every English sentence has one French one here, with the articles, the agreement and the
-elision that French asks for; a translator is right when it gives that one.
+Every English sentence has exactly one French translation here, with the articles, agreement and
+elision that French requires; a translator is right if it gives that one.
 """
 
 from collections.abc import Sequence
@@ -69,12 +69,12 @@ class Sentence:
 
 
 def make_sentence(draw: Random) -> Sentence:
-    """One sentence and its translation."""
+    """Make a sentence and its translation."""
     return _Speaker(draw).sentence()
 
 
 def make_sentence_on_strangers(draw: Random) -> Sentence:
-    """One sentence whose names are in no other, so that they can only be copied."""
+    """Make a sentence with held-out names, which a translator can only copy."""
     while True:
         sentence = _Speaker(draw, has_new_names=True).sentence()
         if sentence.names:
@@ -82,7 +82,7 @@ def make_sentence_on_strangers(draw: Random) -> Sentence:
 
 
 def joined(sentences: Sequence[Sentence]) -> Sentence:
-    """Several sentences as one text."""
+    """Join several sentences to one text."""
     return Sentence(
         " ".join(each.english for each in sentences),
         " ".join(each.french for each in sentences),
@@ -91,7 +91,7 @@ def joined(sentences: Sequence[Sentence]) -> Sentence:
 
 
 def typed_in_a_hurry(sentence: Sentence, draw: Random) -> Sentence:
-    """Leave out the full stop, the capital letter, or both; the French has what the English has."""
+    """Leave out the full stop, the capital letter, or both, in the French as in the English."""
     english, french = sentence.english, sentence.french
     how = draw.choice(("no stop", "no capital", "neither"))
     if how != "no capital" and english.endswith("."):
@@ -102,7 +102,7 @@ def typed_in_a_hurry(sentence: Sentence, draw: Random) -> Sentence:
 
 
 def in_capitals(sentence: Sentence) -> Sentence:
-    """Put a sentence into capital letters: read as small ones, but for names, which are copied."""
+    """Put the English into capital letters; in the French only the names are, being copied."""
     french = sentence.french[0].lower() + sentence.french[1:]
     if sentence.french.startswith(sentence.names):
         french = sentence.french
@@ -114,7 +114,7 @@ def in_capitals(sentence: Sentence) -> Sentence:
 
 
 class _Speaker:
-    """Makes up one sentence."""
+    """Makes one sentence."""
 
     def __init__(self, draw: Random, has_new_names: bool = False) -> None:
         self.draw = draw
@@ -152,7 +152,7 @@ class _Speaker:
     # Kinds of sentences
 
     def doing(self, is_first: bool = True) -> Pair:
-        """The old miller repaired two red boats on Monday."""
+        """Make a sentence such as: The old miller repaired two red boats on Monday."""
         tense = self.draw.choice(TENSES)
         subject, verb = self._person(), self.draw.choice(TRANSITIVE)
         seen = self._thing()
@@ -166,7 +166,7 @@ class _Speaker:
         return self._timed(tense, pair) if is_first else pair
 
     def being(self, is_first: bool = True) -> Pair:
-        """The new sails were wet."""
+        """Make a sentence such as: The new sails were wet."""
         tense = self.draw.choice(TENSES)
         subject, quality = self._one_that_is()
         english, french = (forms[subject.is_plural] for forms in COPULA[tense])
@@ -175,7 +175,7 @@ class _Speaker:
         return self._timed(tense, pair) if is_long else pair
 
     def staying(self, is_first: bool = True) -> Pair:
-        """Ada arrived at the harbour at dawn."""
+        """Make a sentence such as: Ada arrived at the harbour at dawn."""
         tense = self.draw.choice(TENSES)
         subject, verb = self._one_that_stays()
         english, french = predicate(subject, verb, tense)
@@ -188,7 +188,7 @@ class _Speaker:
         return self._timed(tense, pair) if is_first else pair
 
     def moving(self) -> Pair:
-        """The girls went to the market yesterday."""
+        """Make a sentence such as: The girls went to the market yesterday."""
         tense = self.draw.choice(TENSES)
         subject = self._person()
         english, french = predicate(subject, GO, tense)
@@ -201,7 +201,7 @@ class _Speaker:
         return self._timed(tense, pair)
 
     def refusing(self) -> Pair:
-        """The sisters did not sell this boat."""
+        """Make a sentence such as: The sisters did not sell this boat."""
         subject, verb = self._person(), self.draw.choice(TRANSITIVE)
         seen = self._thing(is_definite=True)
         is_short = self.draw.random() < 0.3
@@ -223,7 +223,7 @@ class _Speaker:
         )
 
     def trading(self) -> Pair:
-        """The baker bought twelve sacks of oats at the market."""
+        """Make a sentence such as: The baker bought twelve sacks of oats at the market."""
         tense = self.draw.choice(TENSES)
         subject = self._person()
         verb = self.draw.choice(
@@ -237,7 +237,7 @@ class _Speaker:
         return self._timed(tense, pair)
 
     def giving(self) -> Pair:
-        """Nell gave the old key to the baker."""
+        """Make a sentence such as: Nell gave the old key to the baker."""
         tense = self.draw.choice(TENSES)
         subject, verb, seen = self._person(), self.draw.choice(GIVING), self._thing()
         other = self._person(has_pronouns=False)
@@ -249,7 +249,7 @@ class _Speaker:
         return self._timed(tense, pair)
 
     def existing(self) -> Pair:
-        """There are three boats at the harbour."""
+        """Make a sentence such as: There are three boats at the harbour."""
         tense = self.draw.choice(TENSES)
         if self.draw.random() < 0.3:
             english, french = self._goods()
@@ -261,7 +261,7 @@ class _Speaker:
         return after(pair, self._place())
 
     def weather(self) -> Pair:
-        """It is raining at Saltmere."""
+        """Make a sentence such as: It is raining at Saltmere."""
         tense = self.draw.choice(TENSES)
         if self.draw.random() < 0.5:
             pair = self.draw.choice(tuple(WEATHER[tense].items()))
@@ -272,7 +272,7 @@ class _Speaker:
         return self._timed(tense, said_of(subject, english, french, self.draw.choice(OF_NATURE)))
 
     def greeting(self) -> Pair:
-        """Good morning, Ada."""
+        """Make a sentence such as: Good morning, Ada."""
         english, french = self.draw.choice(tuple(GREETINGS.items()))
         if "{town}" in english:
             town = self._town()
@@ -281,7 +281,7 @@ class _Speaker:
         return english.format(name=name), french.format(name=name)
 
     def asking(self) -> Pair:
-        """Did the miller sell the boat?"""
+        """Make a sentence such as: Did the miller sell the boat?"""
         tense = self.draw.choice(TENSES)
         if self.draw.random() < 0.3:
             subject, quality = self._one_that_is()
@@ -314,7 +314,7 @@ class _Speaker:
         return self._thing(is_definite=True), self.draw.choice(AFTER)
 
     def _one_that_stays(self) -> tuple[Phrase, Verb]:
-        """Someone who does something, an animal, a boat that comes, or the tide."""
+        """Make the subject of `staying`: a person, an animal, a boat or the tide."""
         kind = self.draw.random()
         if kind < 0.7:
             return self._person(), self.draw.choice(INTRANSITIVE)
@@ -328,7 +328,7 @@ class _Speaker:
         return self._nature(), self.draw.choice(COMING)
 
     def _person(self, has_pronouns: bool = True) -> Phrase:
-        """A name, two names, a pronoun, or people by their trade."""
+        """Make a person: a name, two names, a pronoun, or people by their trade."""
         kind = self.draw.random()
         if kind < 0.27:
             return self._name()
@@ -378,7 +378,7 @@ class _Speaker:
         return self._noun(THINGS, BEFORE, AFTER, is_definite, articles)
 
     def _belonging(self) -> Phrase:
-        """The miller's boat, Nell's key."""
+        """Make a possession: the miller's boat, Nell's key."""
         seen = self.draw.choice(THINGS)
         is_plural = self.draw.random() < 0.3
         owner = self._owner()

@@ -149,9 +149,9 @@ def make_story(draw: Random) -> Story:
 
 
 def is_well_told(text: str) -> bool:
-    """Whether a text is a whole story that could be told here.
+    """Whether a text is a whole story of this world.
 
-    It must follow one plot to its end, and everyone and everything must stay what it was.
+    It must follow one plot to its end, and people and things must keep their names and properties.
     """
     return any(_follows(plot, text, {}) for plot in PLOTS)
 
@@ -172,7 +172,7 @@ def _follows(plot: tuple[tuple[str, ...], ...], text: str, values: Mapping[str, 
 
 
 def _pattern(way: str, values: Mapping[str, str]) -> str:
-    """A way of telling as a regular expression; what is known already is fixed."""
+    """Return a sentence's template as a regular expression, in which known values are fixed."""
     parts = []
     for at, part in enumerate(re.split(r"\{(\w+)\}", way)):
         if at % 2 == 0:

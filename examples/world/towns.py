@@ -1,4 +1,4 @@
-"""The towns of the estuary and who lives there. These facts never change."""
+"""The towns of the estuary and their people. These facts never change."""
 
 from dataclasses import dataclass
 
@@ -8,8 +8,8 @@ class Town:
     name: str
     keeper: str  # of its lighthouse
     miller: str
-    grain: str  # what its mill grinds
-    goods: str  # what it is known for
+    grain: str  # ground by its mill
+    goods: str  # its well-known product
     inn: str
     ferry: str
     market_day: str

@@ -1,4 +1,4 @@
-"""The words of the small world in English and French, with what agreement asks of them."""
+"""The words of the small world in English and French, with the forms that agreement needs."""
 
 from dataclasses import dataclass
 
@@ -26,7 +26,7 @@ class Adjective:
 
 @dataclass(frozen=True, slots=True)
 class Verb:
-    """The English forms and the French of the third person."""
+    """A verb: its English forms, and the French forms of the third person."""
 
     base: str
     present: str
@@ -93,7 +93,7 @@ def regular(english: str, masculine: str) -> Adjective:
 
 
 def same(english: str, form: str) -> Adjective:
-    """An adjective that ends in -e, so both genders are alike."""
+    """Make an adjective that ends in -e, whose genders have the same form."""
     return Adjective(english, (form, form, form + "s", form + "s"))
 
 

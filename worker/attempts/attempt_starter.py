@@ -1,4 +1,4 @@
-"""Makes an attempt of each claimed job, and starts it on the thread that suits its text."""
+"""AttemptStarter: makes an attempt for each claimed job, and chooses the thread that starts it."""
 
 import itertools
 import logging
@@ -24,8 +24,7 @@ from worker.settings import Settings
 
 log = logging.getLogger(__name__)
 
-# A longer text is split or masked on a thread of its own. Otherwise other jobs would wait to be
-# claimed.
+# Longer texts are split or masked on a separate thread, since other jobs would wait to be claimed.
 MAX_CLAIMER_CHARACTERS = 50_000
 
 
@@ -55,8 +54,8 @@ class AttemptStarter:
         *,
         has_keys: bool,
     ) -> None:
-        """languages: of each model, by alias
-        has_keys: whether texts are encrypted at rest
+        """languages: the languages of each model, by alias
+        has_keys:  whether texts are encrypted at rest
         """
         self._fleet = fleet
         self._settings = settings
@@ -72,11 +71,12 @@ class AttemptStarter:
         self._masking = {lane: ThreadPoolExecutor(1, "masking") for lane in Lane}
 
     def stop(self) -> None:
-        """Start nothing more; attempts that wait for a thread never start."""
+        """Start no more attempts; those that wait for a thread never start."""
         for pool in (self._documents, *self._masking.values()):
             pool.shutdown(wait=False, cancel_futures=True)
 
     def make(self, claimed: Iterable[ClaimedJob]) -> Iterator[NewAttempt]:
+        """Make an attempt for each claimed job."""
         # Checked once for all jobs, so that a feature that is off costs a job nothing.
         tracer_in_use, masks = tracer(), self._maskers.masks
         cache = self._cache if self._cache.settings.enabled else None
@@ -127,9 +127,9 @@ class AttemptStarter:
             yield NewAttempt(attempt, job, work, own is not None)
 
     def start(self, new: NewAttempt) -> None:
-        """Start the attempt, on this thread if its first step is quick."""
+        """Start the attempt: on this thread if its first step is quick, else on another."""
         if not new.is_served:
-            # The message was in a wrong queue, and the dispatcher publishes another.
+            # The message was in the wrong queue; the dispatcher publishes another.
             new.attempt.release()
         elif new.job.contract is None:
             log.error("text does not open", extra=new.job.ids())
@@ -143,8 +143,9 @@ class AttemptStarter:
         """The thread pool for a job's first step; None: the caller's thread, for a quick one."""
         masker = work.masker
         if masker is not None and masker.is_foreign:
-            # An operator's pattern may take a second for each job. Meanwhile other jobs would wait
-            # to be claimed, and leases of jobs claimed with it would expire.
+            # An operator's pattern may take a second for each job. On the claimer's thread other
+            # jobs would wait to be claimed, and the leases of jobs in the same message would
+            # expire.
             return self._masking[lane]
         num_characters = len(work.contract.get("text") or "")
         if masker is not None and num_characters <= MAX_CLAIMER_CHARACTERS:

@@ -10,8 +10,8 @@ from ipaddress import IPv6Address
 
 from worker.masking.match import Match
 
-# Letters of scripts with spaces between words. Chinese, Thai and others may stand next to an
-# address without a space; they belong to it only where it has no other letters.
+# Letters of scripts with spaces between words. Letters of other scripts (Chinese, Thai) may stand
+# next to an address without a space; they belong to it only if it has no other letters.
 _LETTERS = r"A-Za-z0-9_\u00c0-\u0dff\u1e00-\u1fff"
 AT, AT_IN_URL = re.compile("@"), re.compile("@|%40")
 # Punctuation of a local part, without `/=?|`, which often precede an address.
@@ -26,19 +26,19 @@ _LITERAL = r"\[(?:IPv6:)?[0-9A-Fa-f.:]{3,45}\]"
 DOMAIN = re.compile(rf"{_DOMAIN.format(_LETTERS)}|{_LITERAL}")
 ANY_DOMAIN = re.compile(_DOMAIN.format(r"\w"))
 RUN = re.compile(
-    # A URL from `://` on; and a query that has none before it, as in `host/x?token=1`.
+    # A URL from `://` on, or a query without `://` before it, as in `host/x?token=1`.
     # In JSON a slash may be written `\\/`.
     r"[:?](?:(?<=:)\\?/\\?/|(?<=\?)(?=[\w.%\[\]-]{1,60}=))[^\s<>\"\x00]{1,4000}"
 )
 SLASHES = re.compile(r":\\?/\\?/")
-# A password may contain an unencoded slash; after a port a slash begins the path.
+# A password may contain an unencoded slash. After a port a slash begins the path.
 USERINFO = re.compile(
     r"[^/?#\x00]{0,256}@|[^/?#:@\[\x00]{0,64}:(?![0-9]{1,5}[/?#])[^@\x00]{1,256}@"
 )
 SECRET = re.compile(
     r"[?&;#]"
-    # Parts that match anywhere in a parameter's name, and parts that must be a word of it, as `key`
-    # is not in `monkey`.
+    # The first parts match anywhere in a parameter's name; the others must be a word of it, since
+    # `monkey` is no `key`.
     r"(?:[\w.%\[\]-]{0,40}?(?:token|secret|passw(?:or)?[dt]|passphrase|pwd|signature|credential"
     r"|session|api_?key|access_?key|private_?key|auth_?key|auth_?code)[\w.%\[\]-]{0,40}"
     r"|(?:[\w.%\[\]-]{0,40}(?:[._%\[-]|%5B))?(?:key|sig|sign|hmac|auth|otp|jwt|sid|pass|pw|pin|ticket)"
@@ -149,7 +149,7 @@ def _ipv6_around(text: str, after: int, start: int, end: int) -> tuple[int, int]
     if text[end : end + 1].isalnum() and text[end].isascii():
         return end, end
     if start > 0 and text[start - 1].isalnum() and text[start - 1].isascii():
-        # It begins with a word: `IP:2001:db8::1`. Behind two colons stands a name, as `std::a1`.
+        # A word precedes it, as in `IP:2001:db8::1`. After two colons it is a name, as `std::a1`.
         label = text.find(":", start, end)
         if label < 0 or text[label + 1 : label + 2] == ":":
             return end, end
@@ -169,5 +169,5 @@ def is_ipv6(written: str) -> bool:
         IPv6Address(written)
     except ValueError:
         return False
-    # Without a digit it may be a name as `dead::beef`, in a program or in play.
+    # Without a digit it may be a name such as `dead::beef`.
     return any(character.isdigit() for character in written)

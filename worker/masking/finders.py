@@ -26,9 +26,10 @@ __all__ = ["Finder", "Match", "compiled", "finders_of"]
 
 @dataclass(frozen=True, slots=True)
 class Forms:
-    """Finds matches of our own rules, in the digits of all scripts.
+    """Finds matches of the built-in rules, in the digits of all scripts.
 
-    Invisible characters are left out first; the rest is searched again with spaces in their place.
+    The text is searched twice: without its invisible characters, and then, outside of the matches,
+    with spaces in their place.
     """
 
     rules: tuple[Finder, ...]
@@ -70,7 +71,7 @@ PATTERN_SECONDS_PER_CHARACTER = 2e-6
 
 @cache
 def compiled(pattern: str) -> Any:
-    # The one of Python has no limit of time.
+    # Python's `re` has no time limit.
     import regex
 
     try:

@@ -14,10 +14,11 @@ DASHES = "\u2212\u00ad"  # minus, soft hyphen; category Pd has the rest
 
 
 def folded(text: str) -> str:
+    """Map the digits, dashes and spaces of all scripts to ASCII; the length stays the same."""
     if text.isascii():
         return text
     for character in set(text):
-        if _folded(character) != character:  # few are; `translate` would look at every place
+        if _folded(character) != character:  # few are; `translate` would look up every character
             text = text.replace(character, _folded(character))
     return text
 
@@ -29,6 +30,7 @@ def unseen_in(text: str) -> set[str]:
 
 @cache
 def is_unseen(character: str) -> bool:
+    """Whether a character is invisible. A soft hyphen counts as a dash."""
     if character in DASHES:
         return False
     return unicodedata.category(character) == "Cf" or ord(character) in UNSEEN

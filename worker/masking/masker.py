@@ -76,7 +76,7 @@ class Masker:
         return masked
 
 
-# Fields of a contract that a model reads, in whatever they are nested.
+# Fields of a contract whose texts a model reads, at any depth.
 SOURCE = (
     "text",
     "messages",
@@ -91,11 +91,11 @@ SOURCE = (
 # Fields that instruct the model, whose text need not occur in the answer.
 DEMANDS = ("chat_template_kwargs", "stop")
 SCHEMA = "json_schema"
-# The parts of a schema that a model sees or that may occur in its answer. Others must not change: a
-# pattern with a placeholder would be another pattern.
+# The parts of a schema that a model sees or that may occur in its answer. The other parts must not
+# change: a pattern with a placeholder would be another pattern.
 SCHEMA_TEXTS = ("enum", "const", "default", "examples", "title", "description", "$comment")
 SCHEMAS_BY_NAME = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
-# Within messages: words of the protocol, which are none of the user's.
+# Fields of messages whose values belong to the protocol and not to the user.
 KEPT_KEYS = ("role", "type")
 
 
@@ -116,7 +116,7 @@ Change: TypeAlias = Callable[[str], str]
 
 
 def _changed(name: str, value: Any, change: Change) -> Any:
-    """The field of a contract with the texts changed that a model sees."""
+    """Return a field of a contract, with `change` applied to the texts that a model sees."""
     if name == SCHEMA:
         return _changed_schema(value, change)
     if name in SOURCE or name in DEMANDS:
@@ -194,7 +194,7 @@ class MaskedWork:
         return placeholder
 
     def restored(self, answer: Answer) -> Answer:
-        """The answer with its values restored, and a masking report in its provenance."""
+        """Return the answer with its values restored, and a masking report in its provenance."""
         is_json = "json_schema" in self.contract or bool(self.contract.get("json_object"))
         if is_json:
             alternatives = tuple(map(_unescaped, answer.alternatives))
@@ -219,7 +219,7 @@ class MaskedWork:
         )
 
     def put_back(self, text: str, *, is_json: bool = False) -> str:
-        """The text with placeholders replaced by their values.
+        """Replace the placeholders in a text by their values.
 
         is_json: whether the text is JSON, in whose strings values must be escaped
         """
@@ -232,7 +232,7 @@ class MaskedWork:
         return MASKED.sub(value, text)
 
 
-# JSON in ASCII, of which models have read much: as `json.dumps` writes it.
+# Placeholders as `json.dumps` escapes them, since models are trained on much JSON in ASCII.
 ESCAPED = re.compile(
     r"(?<!\\)((?:\\\\)*)(?:\\u27e6|⟦)([A-Z][A-Z0-9]{0,30}_[0-9]{1,9})(?:\\u27e7|⟧)",
     re.ASCII | re.IGNORECASE,
@@ -240,7 +240,7 @@ ESCAPED = re.compile(
 
 
 def _unescaped(text: str) -> str:
-    """JSON text with the brackets of placeholders unescaped."""
+    """Unescape the brackets of placeholders in JSON text."""
     return ESCAPED.sub(r"\1⟦\2⟧", text) if "\\u27" in text else text
 
 
@@ -261,7 +261,7 @@ class Maskers:
 
     def masker_for(self, task: str, tenant: str) -> Masker | None:
         """The masker of a job; None if nothing of it is masked."""
-        # Of tenants there is no end; of those that the configuration names there is.
+        # The number of tenants is unbounded, but the configuration names few of them.
         return self._made(task, tenant if tenant in self._masking.by_tenant else "")
 
     def _make(self, task: str, tenant: str) -> Masker | None:

@@ -8,7 +8,7 @@ from typing import Protocol
 from tasks.configuration.masking import KIND
 from worker.documents.translation.placeholders import Span, blanked
 
-UNMASKED = re.compile(r"\w(?:[^\x00]*\w)?")  # what is masked is blanked by \x00
+UNMASKED = re.compile(r"\w(?:[^\x00]*\w)?")  # masked characters are replaced by \x00
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -27,10 +27,10 @@ class Finder(Protocol):
 
 
 def matches_of(finders: Sequence[Finder], text: str) -> list[Match]:
-    """The matches in order.
+    """Return the matches of all finders, in order.
 
-    Where some overlap, the first finder's and then the longest wins, and the rest of the others is
-    masked separately: whatever a finder has found is masked.
+    Where matches overlap, the first finder's wins, and of one finder's the first and longest. The
+    rest of the others is masked separately, so that everything that a finder has found is masked.
     """
     matches: list[Match] = []
     free = text
@@ -47,7 +47,7 @@ def matches_of(finders: Sequence[Finder], text: str) -> list[Match]:
 
 
 def _unmasked_parts(free: str, match: Match, at: int) -> Iterator[Match]:
-    """The match if none of it is masked, else its unmasked rest without surrounding punctuation."""
+    """Yield the match, or its unmasked parts if some of it is masked, without outer punctuation."""
     if match.start >= at and "\x00" not in free[match.start : match.end]:
         yield match
         return
@@ -56,7 +56,7 @@ def _unmasked_parts(free: str, match: Match, at: int) -> Iterator[Match]:
 
 
 def _within(matches: Iterable[Match], length: int) -> Iterable[Match]:
-    """The matches that lie within the text, since a plugged-in finder may return anything."""
+    """Yield the matches within the text, since a plugged-in finder may return any range."""
     for each in matches:
         if 0 <= each.start < each.end <= length:
             yield each if is_kind(each.kind) else Match(each.start, each.end, kind_of(each.kind))

@@ -6,15 +6,15 @@ from itertools import accumulate
 
 from worker.masking.match import Match
 
-# What follows the first digits is looked ahead at, so that another may begin within it. Patterns
-# begin with a digit, for which a text is searched many times as fast as for what is not before it.
-# In groups of four (or six and five) a number may go on in the next line.
+# The rest of a number is matched by a lookahead, so that another match may begin within it. The
+# patterns begin with a digit, not with a lookbehind: that searches a text many times as fast.
+# A number in groups of four (or six and five) may continue on the next line.
 CARD = re.compile(
     r"[2-6](?<![A-Za-z0-9][2-6])(?<![0-9]-[2-6])"
     r"(?=(?P<rest>(?:[ -]?[0-9]){12,18}"
     r"|[0-9]{3}(?:[\s./_-]{1,3}[0-9]{4}){3}|[0-9]{3}[\s./_-]{1,3}[0-9]{6}[\s./_-]{1,3}[0-9]{5}))"
 )
-# A space may follow the country's letters.
+# A space or dash may follow the country's letters.
 IBAN = re.compile(
     r"[0-9](?:(?<=[A-Za-z]{2}[0-9])(?<![A-Za-z0-9][A-Za-z]{2}[0-9])"
     r"|(?<=[A-Za-z]{2}[ -][0-9])(?<![A-Za-z0-9][A-Za-z]{2}[ -][0-9]))"
@@ -54,9 +54,9 @@ class Ibans:
 
 
 class Cards:
-    """Finds card numbers: 13 to 19 digits with a valid check digit (Luhn).
+    """Finds card numbers: 13 to 19 digits with a valid Luhn check digit.
 
-    Other digits may follow.
+    More digits may follow the number.
     """
 
     def find(self, text: str) -> Iterator[Match]:
@@ -75,12 +75,12 @@ class Cards:
 
 
 def _places(text: str, start: int, end: int) -> list[int]:
-    """The places of letters and digits."""
+    """The indices of the letters and digits between start and end."""
     return [place for place in range(start, end) if text[place].isalnum()]
 
 
 def _is_end(text: str, places: Sequence[int], length: int) -> bool:
-    """Whether there are `length` characters, and no word continues after the last."""
+    """Whether there are `length` letters and digits, and the word ends after the last."""
     if length > len(places):
         return False
     following = text[places[length - 1] + 1 : places[length - 1] + 2]
@@ -93,9 +93,9 @@ def is_iban(characters: Sequence[str]) -> bool:
 
 
 def card_lengths(written: str) -> list[int]:
-    """The numbers of leading digits with a valid Luhn check digit, longest first.
+    """The lengths at which the leading digits end with a valid Luhn check digit, longest first.
 
-    A single repeated digit is no card.
+    One digit repeated throughout is no card number.
     """
     digits = [*map(int, NO_DIGITS.sub("", written))]
     if len(set(digits)) == 1:

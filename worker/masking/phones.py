@@ -1,4 +1,4 @@
-"""Finds telephone numbers by the numbering plans of all countries, as `phonenumbers` has them."""
+"""Finds telephone numbers by the numbering plans of all countries, from `phonenumbers`."""
 
 import re
 import sys
@@ -8,15 +8,16 @@ from typing import Any
 from tasks.errors import SettingsError
 from worker.masking.match import Match
 
-# A time or a price may end so, before another number.
+# `00` as the international prefix. With a space after it, it may instead end a time or a price, so
+# there it must not follow `:`, `.` or `,`.
 DIALLED_PLUS = re.compile(r"(?<![\w+])00(?=[1-9])|(?<![\w+:.,])00(?=[ -][1-9])")
 
 
 class Phones:
-    """Finds phone numbers. `00` before a country's code is its `+`, as it is dialled."""
+    """Finds telephone numbers. `00` before a country code is read as `+`."""
 
     def __init__(self, regions: Collection[str]) -> None:
-        """regions: of numbers without a country's code"""
+        """regions: the countries of numbers without a country code"""
         try:
             import phonenumbers
         except ImportError:
@@ -33,8 +34,8 @@ class Phones:
     def find(self, text: str) -> Iterator[Match]:
         dialled = DIALLED_PLUS.sub(" +", text)
         for region in self._regions:
-            # By default the matcher stops after 65,535 groups of digits that are no number, and
-            # the rest of the text would go to the model as it is.
+            # By default the matcher stops after 65,535 groups of digits that are no telephone
+            # number, and the rest of the text would reach the model unmasked.
             for match in self._matcher(dialled, region, max_tries=sys.maxsize):
                 is_dialled = dialled[match.start] == "+" != text[match.start]
                 yield Match(match.start - is_dialled, match.end, "PHONE")

@@ -1,4 +1,4 @@
-"""Our engine, in the process that a worker starts for it: text in, text and tokens out."""
+"""Our engine, in the process that a worker would start: text in, text and tokens out."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ class Client:
 
     def steps(self) -> tuple[int, int]:
         if self.client.card.engine == "exact":
-            return 0, 0  # a step is a whole batch, and says nothing about its rows
+            return 0, 0  # a step runs a whole batch, so its rows are unknown
         progress = self.client.progress
         return progress.num_steps, progress.num_completion_tokens * self.job.beams
 
 
 def token_ids(choice: Choice) -> list[int]:
-    """The tokens of an answer, which is a word for each; no text has the padding token."""
+    """Return the tokens of an answer, which has one word for each; padding is not in the text."""
     ids = [int(word.removeprefix("t")) for word in choice.text.split()]
     return ids + [PAD] * (choice.completion_tokens - len(ids))
 
@@ -100,7 +100,7 @@ def run(job: Job) -> Measured:
 
 
 def warm_up(server: Client) -> None:
-    """Run some requests first: the cost of the first calls is no side's speed."""
+    """Run some requests first, since the first calls are slower."""
     shortest = sorted(
         range(len(server.job.requests)), key=lambda at: server.job.requests[at].num_new
     )

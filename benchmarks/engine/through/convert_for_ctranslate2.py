@@ -1,9 +1,9 @@
-"""Writes one of our checkpoints as CTranslate2 reads it.
+"""Convert one of our checkpoints to the format of CTranslate2.
 
     python -m benchmarks.engine.through.convert_for_ctranslate2 FOLDER TARGET none|int8
 
-Its converter asks the tokenizer for the special tokens of the family, which ours has not:
-each is a word like all others. So the converter's loader is called with one that says so.
+CTranslate2's converter reads the family's special tokens from the tokenizer. Ours has none: they
+are words like all others. So the converter's loader gets a stand-in that names them.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import torch
 import transformers as hf
 from ctranslate2.converters import transformers as converters
 
-UNKNOWN = 3  # no prompt holds it
+UNKNOWN = 3  # occurs in no prompt
 
 
 class ConverterTokenizer:
-    """The tokenizer, as far as the converter looks at it."""
+    """A stand-in for the tokenizer, with only the attributes that the converter reads."""
 
     def __init__(self, config: Any) -> None:
         self.config = config
@@ -31,7 +31,7 @@ class ConverterTokenizer:
     def get_vocab(self) -> dict[str, int]:
         words = {self.convert_ids_to_tokens(each): each for each in range(self.config.vocab_size)}
         if self.config.model_type == "marian":
-            # It drops the last word if it is called so, as its decoder starts from nothing.
+            # The converter drops a last word `<pad>`, since its Marian decoder starts from zeros.
             del words[self.pad_token]
             words["<pad>"] = self.config.pad_token_id
         return words

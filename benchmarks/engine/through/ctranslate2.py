@@ -1,7 +1,7 @@
-"""CTranslate2, offline: all requests in one call, which sorts them by length and cuts batches.
+"""CTranslate2, offline: all requests in one call, which sorts them by length and makes batches.
 
-It has one limit for all answers; a callback ends each at its own. The checkpoint is converted
-beforehand, in a process that has torch; this one has not.
+It has one length limit for all answers, so a callback ends each answer at its own length. The
+checkpoint is converted beforehand, in a process with torch; this process has none.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def converted(job: Job) -> Path:
 def translated(
     translator: ctranslate2.Translator, job: Job, numbers: list[int]
 ) -> tuple[dict[int, list[int]], float]:
-    """The answers, and when the first of them was there."""
+    """Return the answers, and the time of the first."""
     lengths = [job.requests[number].num_new for number in numbers]
     first_at: list[float] = []
 

@@ -1,4 +1,4 @@
-"""How requests come to a server that takes them one by one: all at once, or steadily."""
+"""Feeds requests to a server with continuous batching: all at once, or steadily."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from benchmarks.engine.job import Job, Measured
 
 
 class Server(Protocol):
-    """Something with a model that batches by itself."""
+    """An engine that batches requests by itself."""
 
     def submit(self, numbers: list[int]) -> None:
-        """Submit requests by their place in the workload; the same may come again."""
+        """Submit requests by their index in the workload; an index may be repeated."""
 
     def finished(self) -> list[tuple[int, list[int]]]:
-        """Wait for some; the number and the answer of each."""
+        """Wait for finished requests; returns the index and the answer of each."""
 
     def cpu_seconds(self) -> float:
-        """Processor time since its start."""
+        """The CPU time since the engine's start."""
 
     def steps(self) -> tuple[int, int]:
-        """Steps since its start and rows in them; zeros where it does not say."""
+        """The steps since the engine's start and the rows in them; zeros if unknown."""
 
 
 def serve(server: Server, job: Job) -> Measured:
@@ -43,10 +43,10 @@ def drain(server: Server, job: Job) -> Measured:
 
 
 def steady(server: Server, job: Job) -> Measured:
-    """Submit another request for each one finished, so that `num_waiting` wait at all times.
+    """Submit another request for each finished one, so that `num_waiting` wait at all times.
 
-    The clock runs while as many are finished as the workload has, and starts when the first
-    rows have been replaced: what is half done at the start and at the end is then alike.
+    The clock starts when the first rows have been replaced, and runs until as many requests have
+    finished as the workload has. So about equally many are half done at its start and at its end.
     """
     numbers = itertools.cycle(range(len(job.requests)))
     first_seconds = 0.0
@@ -102,7 +102,7 @@ class Watch:
             num_tokens=num_tokens,
             num_requests=num_requests,
             first_seconds=first_seconds,
-            # Rows are counted when they finish, so that a window may hold a few too many.
+            # Rows are counted when they finish, so that a window may count a few too many.
             occupancy=min(num_rows / room, 1.0) if room else None,
             answers=answers,
         )

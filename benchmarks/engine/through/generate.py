@@ -1,6 +1,6 @@
-"""Sides that call `model.generate` as people do: one at a time, or a batch at a time.
+"""Sides that call `model.generate` in the usual ways: for one request or for one batch at a time.
 
-A batch runs until its longest answer is there; the others are cut at their own length.
+A batch runs until its longest answer is complete; the others are cut at their own length.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def load(job: Job) -> Any:
 
 
 def planned(job: Job) -> list[list[int]]:
-    """Return the numbers of the requests that share each call."""
+    """Return, for each call of `generate`, the indices of its requests."""
     if job.how == "one":
         return [[number] for number in stratified(job.requests, job.num_alone)]
     order = list(range(len(job.requests)))
@@ -69,7 +69,7 @@ def planned(job: Job) -> list[list[int]]:
 
 
 def generated(model: Any, requests: list[Request], job: Job) -> list[list[int]]:
-    """One call of `generate`; each answer is cut at its own length."""
+    """Call `generate` once and cut each answer at its own length."""
     width = max(len(each.prompt) for each in requests)
     before = not model.config.is_encoder_decoder
 

@@ -1,4 +1,4 @@
-"""What the machine can do at its best: products per second, and bytes read per second."""
+"""Measures the peaks of the machine: operations per second, and bytes read per second."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch
 
 from benchmarks.engine.job import Job, Measured, answer
 
-SIZES = (1024, 2048)  # of square matrices
-READ_BYTES = 256 * 1024**2  # far more than the caches hold
+SIZES = (1024, 2048)  # the widths of square matrices
+READ_BYTES = 256 * 1024**2  # far more than the caches can hold
 
 
 def run(job: Job) -> Measured:
-    """The peaks go where versions go: a peak is not a run of the workload."""
+    """Return the peaks in the field `versions`, since they are no measurements of the workload."""
     torch.set_num_threads(job.threads)
     flops = max(peak_flops(size, getattr(torch, job.dtype), job.device) for size in SIZES)
     bandwidth = peak_bytes_read(job.device)
@@ -40,7 +40,7 @@ def peak_bytes_read(device: str) -> float:
 
 
 def seconds_of(call: Callable[[], object], device: str, num_times: int = 9) -> float:
-    """Return the least time of some calls: a limit is what the machine can do undisturbed."""
+    """Return the shortest time of some calls, which is the time of an undisturbed machine."""
     seconds = []
     for _ in range(num_times + 2):
         started_at = time.perf_counter()

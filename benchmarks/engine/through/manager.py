@@ -1,7 +1,7 @@
-"""The continuous batching of transformers: what `generate_batch` is made of.
+"""The continuous batching of transformers, by the manager on which `generate_batch` is built.
 
-`generate_batch` itself knows one length for all answers, so this speaks to its manager. Left
-to themselves its settings take gigabytes on a CPU; these are the best that were found.
+`generate_batch` itself has one length for all answers. The manager's default settings take
+gigabytes on a CPU; these are the best that were found.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""vLLM, offline, with as many sequences at once as we have rows."""
+"""vLLM, offline, with as many sequences at once as our engine has rows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
 
 class Offline:
-    """Runs `LLM.generate`'s own loop, with a look at each output as it comes."""
+    """Runs the loop of `LLM.generate`, and records each output as it arrives."""
 
     def __init__(self, job: Job) -> None:
         from vllm import LLM
@@ -60,7 +60,7 @@ class Offline:
             if outputs:
                 answers = [list(each.outputs[0].token_ids) for each in outputs]
                 self.num_rows += sum(map(len, answers))
-                # Its ids may have something of its own behind ours.
+                # vLLM may append a suffix to our request ids.
                 numbers = [self.numbers.pop(each.request_id.split("-")[0]) for each in outputs]
                 return list(zip(numbers, answers, strict=True))
 
@@ -72,7 +72,7 @@ class Offline:
 
 
 def run(job: Job) -> Measured:
-    # Both are read when they are imported; without them it takes all cores, whatever was asked.
+    # Both are read on import; without them vLLM takes all cores, whatever the job says.
     os.environ["OMP_NUM_THREADS"] = str(job.threads)
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = f"0-{job.threads - 1}"
     import torch

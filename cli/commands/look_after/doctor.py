@@ -1,4 +1,4 @@
-"""`tidemill doctor`: finds what is wrong, and says what to do about it."""
+"""`tidemill doctor`: finds faults of the installation, and says how to mend each."""
 
 import os
 from dataclasses import dataclass
@@ -65,7 +65,7 @@ def doctor(json: options.Json = False) -> None:
 
 
 def examine() -> list[Finding]:
-    """Run all checks, whatever the first ones find."""
+    """Run all checks, even after one has found a fault."""
     from sqlalchemy.exc import SQLAlchemyError
 
     from cli.failure import sentence_of
@@ -99,7 +99,7 @@ def examine() -> list[Finding]:
 
 
 def findings_of(findings: list[Finding], subject: str) -> bool:
-    """Whether all findings on a subject are good."""
+    """Whether all findings on a subject are well."""
     return all(finding.is_well for finding in findings if finding.subject == subject)
 
 
@@ -157,8 +157,8 @@ def _look_at_database(database: "Database") -> list[Finding]:
     if (exposure := database_exposure(database.url)) is not None:
         findings.append(Finding("access", False, f"the database: {exposure}"))
     if (weakness := database_tls_weakness(database.url)) is not None:
-        # Only a warning: in a private network, such as that of docker-compose.yml, it is common,
-        # and the containers' health check is this command.
+        # Only a warning: it is common in a private network, such as that of docker-compose.yml,
+        # and this command is the health check of the containers.
         findings.append(Finding("access", True, f"the database: {weakness}", is_warning=True))
     if (fault := write_fault(database)) is not None:
         findings.append(Finding("database", False, f"it takes no write: {fault}"))
@@ -189,7 +189,7 @@ def _look_at_keys(database: "Database") -> list[Finding]:
 
 
 def _look_at_disks(database: "Database | None") -> list[Finding]:
-    """A finding for each disk of this machine on which we store data."""
+    """Report the free space of each disk of this machine that holds Tidemill's data."""
     from cli.stack.write_trial import rooms_of
     from db.connection.address import data_dir
 
@@ -201,7 +201,7 @@ def _look_at_disks(database: "Database | None") -> list[Finding]:
 
 
 def _redis_folders() -> list[str]:
-    """The folders in which a Redis on this machine keeps its files; empty if it does not answer."""
+    """Return the folder of a Redis on this machine; empty if it is elsewhere or does not answer."""
     from urllib.parse import urlsplit
 
     from cli.errors import BrokerUnreachable
@@ -261,7 +261,7 @@ def _look_at_messages(database: "Database") -> Finding:
 
 
 def _look_at_workers(catalog: "Catalog", database: "Database") -> list[Finding]:
-    """Findings on the live workers, the jobs they hold, and overdue jobs."""
+    """Report the live workers, the jobs that they hold, and overdue jobs."""
     from cli.stack.ready import start_command
     from db.reading.health import health
 

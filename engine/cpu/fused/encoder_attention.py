@@ -67,8 +67,8 @@ class EncoderAttention:
         The arguments are those of `CpuAttentionBackend.merged_arguments`. A window extends in both
         directions, and its size does not count the token itself.
 
-        cos, sin: 0: nothing is rotated
-        bias:     of `FusedStack.distance_bias`, for as many tokens as a prompt may have
+        cos, sin: addresses; 0: no rotary embedding
+        bias:     from `FusedStack.distance_bias`, for the most tokens of a prompt; None: no bias
         """
         of_keys = self.num_key_heads * self.head_size
         keys, stride = qkv + width * FLOAT_BYTES, width + 2 * of_keys
@@ -84,7 +84,7 @@ class EncoderAttention:
         return [(each, arguments) for each in ATTENTION]
 
 
-# Of prompts that are longer than the window, which the model's own are seldom in a self-test.
+# Longer than the window: prompts of the self-test are mostly shorter than the model's own window.
 SPANS, SCORING = ((0, 40), (40, 47)), Scoring(0.25, window=5, softcap=0.5)
 
 

@@ -1,4 +1,4 @@
-"""FusedEncoder: the pass of an encoder like T5's or T5Gemma's as one table of compiled calls.
+"""FusedEncoder: the forward pass of an encoder (T5, T5Gemma) as one table of compiled calls.
 
 Its layers are those of a LLaMA-like decoder with bidirectional attention.
 """
@@ -23,7 +23,7 @@ from engine.cpu.kernels import prefill_attention
 from engine.cpu.self_test import agrees
 
 EncoderForward = Callable[[list[int], list[int], Spans], Tensor]
-"""Of the tokens and positions of prompts, and their spans, to (tokens, width) states."""
+"""Takes the tokens, positions and spans of prompts; returns the states, (tokens, width)."""
 TEST_SPANS = ((0, 12), (12, 19))
 
 
@@ -33,8 +33,8 @@ class FusedEncoder(StackStep):
     def __call__(self, tokens: Ints, positions: Ints, spans: Spans) -> Tensor:
         """Encode prompts that are concatenated in a row.
 
-        tokens, positions: of the row; no positions are needed without a rotary embedding
-        spans:   of the prompts; tokens after the last are padding
+        tokens, positions: of the row. Without a rotary embedding the positions are not read
+        spans:   of the prompts; tokens after the last span are padding
         returns: (tokens, width) float32, overwritten by the next pass
         raises:  IndexError for a token id without an embedding
         """
@@ -71,8 +71,8 @@ class FusedEncoder(StackStep):
 def fused_encoder_for(model: Any, encode: EncoderForward) -> FusedEncoder | None:
     """Return the fused encoder of a model; None if it is not fusible or disagrees with the model.
 
-    model:  packed and fused
-    encode: encodes by the model's own code
+    model:  its linear layers are packed and its norms replaced by the fused ones
+    encode: runs the model's own code
     """
     encoder = model.get_encoder()
     if not is_known(encoder):

@@ -18,7 +18,7 @@ LAYERS = t5_parts.LAYERS | frozenset(
      "MixtralDecoderLayer", "Qwen3MoeDecoderLayer", "T5GemmaDecoderLayer", "T5GemmaEncoderLayer"}
 )  # fmt: skip
 
-# Those of `transformers` that take the softmax of a product, and the most likely of it.
+# Routers of `transformers` that take the softmax of a linear layer's output and choose the largest.
 ROUTERS = frozenset({"MixtralTopKRouter", "Qwen3MoeTopKRouter"})
 
 
@@ -52,9 +52,9 @@ class FusedLayer:
     """The linear layers, norms and settings of a layer of LAYERS. A norm that it lacks is None."""
 
     def __init__(self, own: Any, scorings: list[Scoring], rotary_kind: str | None) -> None:
-        """own:         has the names of LLaMA's parts
-        scorings:    of its self-attention and then of its cross-attention
-        rotary_kind: of its positions, where a model has several kinds; None: the only one
+        """own:         a layer, or its parts, by the names of LLaMA's
+        scorings:    of the self-attention and, if the layer has one, of the cross-attention
+        rotary_kind: the kind of rotary embedding, where a model has several; None: the only one
         """
         self.scoring, self.rotary_kind = scorings[0], rotary_kind
         self.cross = CrossAttention(own, scorings[1]) if hasattr(own, "cross_attn") else None
@@ -67,10 +67,10 @@ class FusedLayer:
         self.down: Any = getattr(mlp, "down_proj", None)
         self.activation: int | None = getattr(self.mixture or mlp, "activation", None)
         self.input_norm: Any = first_of(own, "input_layernorm", "pre_self_attn_layernorm")
-        # Of each head, before it is rotated.
+        # Norms over each head, before the rotary embedding.
         self.query_norm: Any = getattr(attention, "q_norm", None)
         self.key_norm: Any = getattr(attention, "k_norm", None)
-        # Gemma's later layers norm what is added to the hidden states, too.
+        # Some layers (Gemma 2 and 3, T5Gemma) also norm the output of a part before adding it.
         self.mlp_norm: Any = getattr(own, "pre_feedforward_layernorm", None)
         self.mlp_output_norm: Any = getattr(own, "post_feedforward_layernorm", None)
         self.attended_norm: Any = first_of(
@@ -103,7 +103,8 @@ class FusedLayer:
 
     @property
     def is_gated(self) -> bool:
-        """Return whether what is activated is multiplied with what is not."""
+        """Return whether the feed-forward part has a gate, or only an activation between two
+        products."""
         return self.mixture is not None or self.gate_up.out_features > self.down.in_features
 
     @property

@@ -18,7 +18,7 @@ SCALED_EMBEDDINGS = frozenset(
     {"GemmaTextScaledWordEmbedding", "Gemma2TextScaledWordEmbedding",
      "Gemma3TextScaledWordEmbedding"}
 )  # fmt: skip
-# Those that scale what a plain embedding gives, by the root of its width.
+# Stacks that multiply the output of a plain embedding by the square root of its width.
 SCALING = frozenset({"T5GemmaEncoder", "T5GemmaDecoder"})
 
 
@@ -34,7 +34,7 @@ class FusedStack:
             self.embedding_scale = self.width**0.5
         parts = parts_of(own)
         self.rotary, self.norm = parts.rotary_emb, parts.norm
-        # Adds a bias by distance to the scores of every layer, as T5's first does; None: nothing.
+        # T5's first self-attention, whose position bias every layer adds to its scores; else None.
         self.relative_attention: Any = getattr(parts, "relative_attention", None)
         has_kinds = isinstance(getattr(self.rotary, "rope_type", None), dict)
         kinds = own.config.layer_types if has_kinds else [None] * len(calls)
@@ -59,8 +59,8 @@ class FusedStack:
         return self.calls[0][0].key_size
 
     def is_fusible(self) -> bool:
-        """Return whether all parts are packed and fused, and whole heads of one size are rotated or
-        none are."""
+        """Return whether all parts are packed and fused, all heads have one size, and the rotary
+        embedding, if any, can be fused."""
         sizes = {
             (each.num_key_heads, each.key_size, each.value_size)
             for calls in self.calls
@@ -87,15 +87,18 @@ class FusedStack:
         return True
 
     def rotations(self, kind: str | None, num_positions: int) -> list[Tensor]:
-        """Return the cosines and the sines of all positions: (1, positions, head size) each."""
+        """Return the cosines and sines of all positions, (1, positions, head size) each."""
         positions = torch.arange(num_positions)[None]
         named = {} if kind is None else {"layer_type": kind}
         both = self.rotary(self.embedding, position_ids=positions, **named)
         return [each.contiguous() for each in both]
 
     def distance_bias(self, num_tokens: int) -> Tensor:
-        """Return (query heads, 2 * num_tokens - 1): what T5's encoder adds to the scores of tokens
-        before and behind one, which itself is in the middle."""
+        """Return the position bias of T5's encoder by distance: (query heads, 2 * num_tokens - 1).
+
+        The middle column is for distance 0; the columns before it are for earlier tokens, the
+        columns after it for later ones.
+        """
         bias: Tensor = self.relative_attention.compute_bias(
             1, 2 * num_tokens - 1, past_seen_tokens=num_tokens - 1
         )
@@ -103,7 +106,7 @@ class FusedStack:
 
 
 def parts_of(own: Any) -> Any:
-    """Return a stack, or its parts, by the names of LLaMA's."""
+    """Return an object that has the parts of a stack by the names of LLaMA's."""
     return t5_parts.stack_of(own) if t5_parts.has_blocks(own) else own
 
 

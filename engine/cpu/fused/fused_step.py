@@ -124,7 +124,7 @@ class FusedStep(StackStep):
             calls.add_queries(layer)
             attention_at.append(self._add_attention(calls, layer))
             if is_last:
-                # What is read is in another place where it is gathered.
+                # Gathered rows are read from another buffer.
                 self.gathers_at = [
                     calls.add_gather(source, out, size, of_requested=True)
                     for source, out, size in (
@@ -175,7 +175,7 @@ def fused_step_for(
 ) -> FusedStep | None:
     """Return the fused step of a decoder; None if it is not fusible or disagrees with the model.
 
-    model:           packed and fused
+    model:           its linear layers are packed and its norms replaced by the fused ones
     attention:       the backend of self-attention
     cross_attention: the backend of cross-attention; None without an encoder
     decode:          a decode step by the model's own code; None without an encoder

@@ -18,7 +18,7 @@ from engine.cpu.self_test import agrees
 NUM_TEST_TOKENS = 12
 NUM_TEST_STEPS = 3
 NUM_ENCODED_TOKENS = (9, 4)  # of sequences of one row and two
-# Of a prompt that is longer than the window, which the model's own are seldom.
+# A prompt longer than the window; a self-test's other prompts are mostly shorter than the model's.
 NUM_WINDOW_TOKENS, SCORING = 40, Scoring(0.25, window=5, softcap=0.5)
 
 

@@ -24,7 +24,7 @@ class LayerCalls:
 
     def __init__(self, stack: FusedStack, buffers: StepBuffers) -> None:
         self.stack, self.buffers = stack, buffers
-        # Swapped where a part adds to the one and leaves the sum in the other.
+        # Swapped after a part that reads the one and writes the sum into the other.
         self.hidden, self.middle = buffers.hidden, buffers.middle
         self.calls: list[Call] = []
         # The index of a call and of the argument that is the number of its rows, by whether that
@@ -149,8 +149,8 @@ class LayerCalls:
     def _activation(self, inner: int, kind: int, stride: int) -> Call:
         """Return the call of an activation.
 
-        inner:  the floats of a row's gate, which `up` follows, if there is one
-        stride: from a row to the next, in floats
+        inner:  the number of floats of a row's gate; `up`, if there is one, follows it
+        stride: the distance between two rows, in floats
         """
         wide = self.buffers.wide
         up = wide + inner * FLOAT_BYTES

@@ -65,7 +65,7 @@ class StackStep(ABC):
         if self.capacity.holds(needed):
             return
         self.capacity = self.capacity.grown(needed)
-        self.buffers = None  # the old ones are freed before there are others
+        self.buffers = None  # frees the old buffers before the new ones are allocated
         self.buffers = StepBuffers(self.stack, self.capacity)
         self.make_table(self.buffers)
 

@@ -32,7 +32,7 @@ class Capacity:
         """Return the capacity that also holds `other`."""
         positions = self.positions
         if other.positions > positions:
-            # Twice as many, for a prompt that is read in slices comes to a later one in each step.
+            # Doubled, because a prompt that is read in slices needs more positions in each step.
             positions = rounded_up(max(other.positions, 2 * positions), CAPACITY_MULTIPLE)
         return type(self)(
             max(self.tokens, rounded_up(other.tokens, CAPACITY_MULTIPLE)),
@@ -78,8 +78,8 @@ class StepBuffers:
             max(each.wide for each in stack.layers), max(each.narrow for each in stack.layers),
         )  # fmt: skip
         self.rows = [torch.empty(capacity.tokens * size) for size in sizes]
-        # The hidden states before and after a part of a layer, those that are normed, and what a
-        # token has before and after an activation or an attention.
+        # The hidden states before and after a part of a layer, the normed states, and a token's
+        # numbers before and after an activation or attention.
         self.hidden, self.middle, self.normed, self.wide, self.narrow = (
             each.data_ptr() for each in self.rows
         )
@@ -94,9 +94,9 @@ class StepBuffers:
             for kind in stack.rotary_kinds
         }
         mixtures = [each.mixture for each in stack.layers if each.mixture is not None]
-        # One for all, since a layer is done with it before the next.
+        # One for all layers: a layer no longer reads it when the next one begins.
         self.routing = Routing(mixtures, capacity.tokens) if mixtures else None
 
     def rotation_addresses(self, kind: str | None) -> list[int]:
-        """Return those of a step's cosines and sines; zeros where nothing is rotated."""
+        """Return the addresses of a step's cosines and sines; zeros without a rotary embedding."""
         return [each.data_ptr() for each in self.own_rotations.get(kind, ())] or [0, 0]

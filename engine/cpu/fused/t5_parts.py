@@ -1,4 +1,4 @@
-"""The parts of T5's stacks and layers, by the names that LLaMA's have."""
+"""Maps the modules of T5's stacks and layers to the names that LLaMA's have."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ LAYERS = frozenset({"T5Block", "MT5Block"})
 
 
 def has_blocks(own: Any) -> bool:
-    """Return whether a stack is named as T5's are."""
+    """Return whether the modules of a stack have T5's names."""
     return hasattr(own, "block")
 
 
 def stack_of(own: Any) -> Any:
-    """Return the parts of a stack whose layers are LAYERS."""
+    """Return the parts of a stack of LAYERS, by LLaMA's names."""
     return SimpleNamespace(
         embed_tokens=own.embed_tokens,
         layers=[layer_of(each) for each in own.block],
         norm=own.final_layer_norm,
         rotary_emb=None,
-        # Adds a bias by distance to the scores of every layer.
+        # Its position bias is added to the scores of every layer.
         relative_attention=own.block[0].layer[0].SelfAttention,
     )
 
 
 def layer_of(own: Any) -> Any:
-    """Return the parts of one of LAYERS."""
+    """Return the parts of a layer of LAYERS, by LLaMA's names."""
     attending, *crossing, feeding = own.layer
     parts = {
         "self_attn": attention_of(attending.SelfAttention),
@@ -46,10 +46,15 @@ def layer_of(own: Any) -> Any:
 
 
 def attention_of(own: Any) -> Any:
+    """Return the query and output projections of an attention, by LLaMA's names."""
     return SimpleNamespace(q_proj=own.q, o_proj=own.o)
 
 
 def mlp_of(own: Any) -> Any:
+    """Return the parts of a feed-forward part, by LLaMA's names.
+
+    `activation` is None if the compiled kernels have no such activation.
+    """
     kind: int | None = None
     if type(own.act) is nn.ReLU:
         kind = activation.RELU

@@ -25,12 +25,12 @@ from engine.cpu.thread_pool import (
     threads_for,
 )
 
-# UP is not read by an activation without a gate.
+# An activation without a gate does not read UP.
 GATE, UP, OUT, NUM_ROWS, WIDTH, GATE_STRIDE, UP_STRIDE, KIND = range(8)
 NUM_ARGUMENTS = 8
 SILU, GELU, RELU = range(3)  # kinds of activation
 GATED, PLAIN = (SILU, GELU), (RELU,)
-# By the class of a gate's activation in `transformers`; what it computes is tried.
+# By the class of a gate's activation in `transformers`; a self-test checks its values.
 KINDS = {"SiLU": SILU, "SiLUActivation": SILU, "GELUTanh": GELU, "NewGELUActivation": GELU}
 MIN_VALUES_A_THREAD = 8192  # below it waking a thread costs more
 
@@ -124,6 +124,7 @@ def gelu_and_mul(gate: Any, up: Any, out: Any, width: Any) -> None:
 
 @fast
 def relu(gate: Any, out: Any, width: Any) -> None:
+    """Compute max(gate, 0)."""
     for each in range(width):
         out[each] = max(gate[each], np.float32(0))
 

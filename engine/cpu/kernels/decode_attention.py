@@ -38,15 +38,15 @@ QUERY, QUERY_STRIDE = 8, 9  # (rows, query heads, head size), and the stride of 
 # (rows, heads, head size) each; 0: nothing is written, as in a cross-attention
 NEW_KEYS, KEYS_STRIDE, NEW_VALUES, VALUES_STRIDE = 10, 11, 12, 13
 OUT = 14  # (rows, query heads, head size)
-# (query heads, width), whose last column is for the row's newest token; in an encoder the middle
-# one is for a token itself, between those before and behind it; 0: none
+# (query heads, width), whose last column is for the row's newest token. In an encoder the middle
+# column is for the token itself, between earlier and later tokens. 0: no bias
 BIAS, BIAS_WIDTH = 15, 16
-# (rows, head size), by which queries and new keys are rotated; 0: they are used as they are
+# (rows, head size), of the rotary embedding of queries and new keys; 0: no rotary embedding
 COS, SIN = 17, 18
 SINKS = 19  # (query heads,), scores beside those of a head's columns; 0: none
 SOFTCAP_BITS = 20  # of a float64, by which scores are bounded; 0.0: they are not
-# Of prompts, in tokens: how many a token sees behind its own, and how many up to it; a row's cache
-# begins with the first column that it sees.
+# For prompts: the number of later tokens that a token attends to, and the number of tokens up to
+# and including itself. A row's cache begins with the first column that the row attends to.
 AHEAD, WINDOW = 21, 22
 NUM_ARGUMENTS = 23
 LAYOUT = "7qd12qd2q"

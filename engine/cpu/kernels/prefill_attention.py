@@ -1,8 +1,8 @@
 """Prefill attention: the tokens of prompts attend within their prompts, in LLaMA-like layers.
 
 Each prompt is written to its cache at once: its keys, rotated by their positions, and its values.
-Then every token attends to those up to its own. That is half the work of attention under a mask;
-for prompts of some hundred tokens torch's computes all of it. Columns before a window are skipped
+Then every token attends to the tokens up to itself. That is half the work of masked attention,
+which torch computes in full for prompts of some hundred tokens. Columns before a window are skipped
 too. In an encoder attention is bidirectional, and a bias by distance may be added to the scores.
 
 The arguments are those of `decode_attention`, with prompts in the place of caches. A cache may hold
@@ -131,7 +131,7 @@ def whole_panels(column: Any) -> Any:
 
 @fast
 def place(a: Any, token: Any, source: Any, target: Any) -> None:
-    """Copy a head, rotated if positions rotate. source, target: addresses"""
+    """Copy a head, with the rotary embedding if there is one. source, target: addresses"""
     if a[COS] != 0:
         rotate(a, token, source, target)
     else:
@@ -140,14 +140,18 @@ def place(a: Any, token: Any, source: Any, target: Any) -> None:
 
 @fast
 def bias_at(a: Any, query_head: Any, distance: Any) -> Any:
-    """Return the address of a head's bias of what lies `distance` tokens behind a token."""
+    """Return the address of a head's bias for a key `distance` tokens after the query's token."""
     middle = a[BIAS_WIDTH] // 2
     return a[BIAS] + (query_head * a[BIAS_WIDTH] + middle + distance) * FLOAT_BYTES
 
 
 @fast
 def scale_scores(scores: Any, begin: Any, end: Any, scale: Any, bias: Any) -> None:
-    """Scale the scores of columns, and add a bias. bias: of column 0, an address; 0: none"""
+    """Scale the scores of the columns in [begin, end) and add a bias.
+
+    scores: (columns,) float32
+    bias:   the address of column 0's; 0: none
+    """
     if bias == 0:
         for column in range(begin, end):
             scores[column] *= scale
@@ -175,7 +179,7 @@ def attend_block(a: Any, prompt: Any, head: Any, begin: Any, end: Any, scratch: 
         query_head = head * group + each
         for first in range(begin, end, TILE_ROWS):
             num_rows = min(TILE_ROWS, end - first)
-            # Columns before the first that the tile sees are left out, in whole panels.
+            # Whole panels before the first column that the tile attends to are left out.
             start = whole_panels(first_seen(a, first))
             num_columns = end_seen(a, prompt, first + num_rows - 1) - start
             for row in range(num_rows):

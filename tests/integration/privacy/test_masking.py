@@ -98,7 +98,7 @@ def test_a_slow_masking_pattern_delays_no_other_job(producer: Cluster) -> None:
 
 
 @on_sqlite
-def test_waiting_for_others_patterns_is_no_part_of_a_jobs_time_limit(producer: Cluster) -> None:
+def test_waiting_for_another_jobs_patterns_takes_no_part_of_a_time_limit(producer: Cluster) -> None:
     """Four patterns take a second each, on the thread that masks the fifth job of the lane."""
     config = producer.configure()
     tables = (

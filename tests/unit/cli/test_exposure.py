@@ -1,4 +1,4 @@
-"""A Redis or a database that is open to strangers is told from a protected one."""
+"""The doctor distinguishes a Redis or database that is open to strangers from a protected one."""
 
 import json
 import re
@@ -60,7 +60,7 @@ def test_the_exposure_of_a_redis_is_reported(
         ("postgresql://u:secret@db.example/x", {}, False),
         ("postgresql://u@db.example/x", {"PGPASSWORD": "secret"}, False),
         ("postgresql://u@db.example/x?sslcert=own.pem", {}, False),
-        # libpq is told the host that stands last, or in a variable; the address goes before it.
+        # libpq uses the last host in the URL, or that of a variable; an address takes precedence.
         ("postgresql://u@localhost/x?host=db.example", {}, True),
         ("postgresql:///x", {"PGHOST": "db.example"}, True),
         ("postgresql:///x", {}, False),
@@ -100,11 +100,11 @@ REMOTE = "postgresql://u:secret@db.example/x"
     ("url", "environment", "says"),
     [
         ("sqlite:////tmp/x.db", {}, None),
-        # Nothing is between this machine and itself.
+        # A connection within this machine cannot be intercepted.
         ("postgresql://u:secret@localhost/x", {}, None),
         ("postgresql://u:secret@[::1]/x?sslmode=disable", {}, None),
         ("postgresql:///x?host=/run/postgresql", {"PGSSLMODE": "disable"}, None),
-        # By default libpq takes what it is offered.
+        # By default libpq encrypts only if the server offers it.
         (REMOTE, {}, "only if the server offers it"),
         (f"{REMOTE}?sslmode=", {}, "sslmode prefer"),
         (f"{REMOTE}?sslmode=prefer", {}, "only if the server offers it"),
@@ -115,20 +115,20 @@ REMOTE = "postgresql://u:secret@db.example/x"
         (f"{REMOTE}?sslmode=verify-ca", {}, "for whichever name"),
         (f"{REMOTE}?sslmode=verify-full", {}, None),
         (f"{REMOTE}?sslmode=nonsense", {}, None),  # libpq refuses it
-        # The URL goes before the environment.
+        # The URL takes precedence over the environment.
         (REMOTE, {"PGSSLMODE": "verify-full"}, None),
         (REMOTE, {"PGSSLMODE": "require"}, "sslmode require"),
         (f"{REMOTE}?sslmode=verify-full", {"PGSSLMODE": "disable"}, None),
         (f"{REMOTE}?sslmode=require", {"PGSSLMODE": "verify-full"}, "sslmode require"),
-        # With the authorities of the machine names are checked by default.
+        # With the system's authorities, host names are checked by default.
         (f"{REMOTE}?sslrootcert=system", {}, None),
         (REMOTE, {"PGSSLROOTCERT": "system"}, None),
         (f"{REMOTE}?sslrootcert=/ca.pem", {}, "only if the server offers it"),
-        # Other ways to let nobody stand between.
+        # Other ways to authenticate the server.
         (f"{REMOTE}?sslmode=require&channel_binding=require", {}, None),
         (REMOTE, {"PGCHANNELBINDING": "require"}, None),
         (f"{REMOTE}?gssencmode=require", {}, None),
-        # Whichever host it may be.
+        # Any of several hosts may be the one that is used.
         ("postgresql://u:secret@localhost,db.example/x", {}, "the connection to db.example is"),
         ("postgresql:///x?host=a.example:1&host=b.example:2", {}, "to a.example, b.example is"),
         ("postgresql:///x", {"PGHOST": "db.example"}, "the connection to db.example is"),
@@ -198,7 +198,7 @@ def test_a_database_file_that_everybody_may_read_is_reported(
 def test_a_warning_is_shown_as_one_and_leaves_the_status_at_0(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A container's health is what the command says, and its network may be its own."""
+    """The command is a container's health check, and the container's network may be private."""
     findings = [Finding("database", True, "is at revision 1")]
     findings.append(Finding("access", True, "the way to db.example is open", is_warning=True))
     monkeypatch.setattr("cli.commands.look_after.doctor.examine", lambda: findings)

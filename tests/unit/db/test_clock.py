@@ -60,7 +60,7 @@ def test_the_clock_goes_on_within_a_transaction(database: Database) -> None:
 def test_what_python_wrote_and_what_the_clock_wrote_compare_as_instants(
     database: Database,
 ) -> None:
-    """On SQLite both are texts: they compare only if they are written alike."""
+    """On SQLite both are texts, which compare correctly only in the same format."""
     instant = datetime(2026, 11, 23, 12, 0, 0, tzinfo=UTC)
     job_id = insert_job(database, not_before=instant)
     set_columns(database, [job_id], deadline=seconds_from_now(0))

@@ -32,7 +32,7 @@ from worker.settings import Settings
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[EngineClient]:
-    """An engine that never finishes a request."""
+    """Return the client of an engine that never finishes a request."""
     it = EngineClient(
         EngineSpec(alias="reports", checkpoint="fake", engine="fake", fake_step_seconds=0.05)
     )
@@ -42,7 +42,7 @@ def client() -> Iterator[EngineClient]:
 
 
 class Running:
-    """Attempts of one worker, and their outcomes."""
+    """The attempts of one worker and their outcomes."""
 
     def __init__(self, client: EngineClient) -> None:
         self.client = client
@@ -56,7 +56,7 @@ class Running:
         return attempt
 
     def make(self, fence: Fence, time_limit_seconds: float | None = None) -> Attempt:
-        """An attempt that waits for a thread to start on."""
+        """Make an attempt that waits for a thread to start on."""
         contract = {"text": "a b c", "max_new_tokens": 1_000_000}
         work = Work(fence.job_id, "generate", contract, self.client.card, self._ids)
         attempt = Attempt(
@@ -169,7 +169,7 @@ def test_an_attempt_that_runs_longer_than_its_job_allows_fails(
 
 
 def test_a_time_limit_begins_when_its_attempt_does(database: Database, running: Running) -> None:
-    """One that waits for the thread on which others' texts are masked or cut does nothing yet."""
+    """An attempt does not run while it waits for the thread that masks and splits texts."""
     attempt = running.make(claimed_job(database), time_limit_seconds=5)
     it = heartbeat(database, running)
     it.end_overdue(time.monotonic() + 3600)

@@ -1,4 +1,4 @@
-"""Drift: two samples of one distribution are stable, another distribution is found."""
+"""Drift: two samples of one distribution are stable; a change of distribution is found."""
 
 import random
 import re
@@ -62,8 +62,8 @@ def test_a_constant_signal_is_stable() -> None:
 def test_a_signal_that_left_its_usual_value_has_changed(
     reference: list[float], current: list[float]
 ) -> None:
-    """If nearly all of the reference has one value, lower values must not count as it: answers of
-    10 tokens are not like answers of 256."""
+    """If nearly all of the reference has one value, lower values get a bin of their own: answers
+    of 10 tokens are unlike answers of 256."""
     assert stability_index(reference, current) > CHANGED
     assert stability_index(reference, list(reference[:: len(reference) // 50])) < CHANGED
 
@@ -79,7 +79,7 @@ SUCCEEDED = {
 
 
 def finish(database: Database, num: int, days_ago: float, state: str, **result: object) -> None:
-    """Jobs of one model that ended so many days ago, with results of these signals."""
+    """Insert jobs of one model that ended some days ago, with these signals in their results."""
     ids = insert_jobs(
         database,
         [
@@ -137,7 +137,7 @@ NIGHT_SECONDS = 7200
 def finish_night(
     database: Database, days_ago: int, num: int, num_instants: int, **result: object
 ) -> None:
-    """Jobs that ended over two hours of a night, many in each flush, as a worker writes them."""
+    """Insert jobs that ended within two hours of a night, many in each flush, as by a worker."""
     begin = NOON - timedelta(days=days_ago, hours=10)
     rows = [
         job_row(
@@ -163,10 +163,10 @@ def drift_of(database: Database, signal: str) -> Drift:
     return next(each for each in drifts if each.signal == signal)
 
 
-def test_a_drift_over_weeks_is_seen_where_a_night_has_more_than_is_read(
+def test_a_drift_over_weeks_is_found_in_nights_with_more_results_than_are_read(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The newest of the reference were those of the night before, which had drifted as far."""
+    """The newest results alone are those of the night before, which has drifted almost as far."""
     monkeypatch.setattr(quality, "MAX_ROWS", 400)
     for days_ago in range(11):
         finish_night(database, days_ago, 500, 20, completion_tokens=60 - 4 * days_ago)
@@ -179,10 +179,10 @@ def test_a_drift_over_weeks_is_seen_where_a_night_has_more_than_is_read(
 
 
 @pytest.mark.parametrize("max_looked_at", [10_000, 600])
-def test_a_sample_has_of_each_night_and_hour_as_much_as_there_was(
+def test_a_sample_represents_each_night_by_its_number_of_jobs(
     database: Database, monkeypatch: pytest.MonkeyPatch, max_looked_at: int
 ) -> None:
-    """Also where no more than a part of the period can be looked at."""
+    """The same holds where only a part of the period is sampled."""
     monkeypatch.setattr(quality, "MAX_ROWS", 300)
     monkeypatch.setattr(quality, "MAX_LOOKED_AT", max_looked_at)
     begin = NOON - timedelta(days=28)
@@ -196,12 +196,12 @@ def test_a_sample_has_of_each_night_and_hour_as_much_as_there_was(
     assert len(rows) == 300
     nights = [sum(row.completion_tokens == each for row in rows) for each in range(1, 12)]
     assert 120 <= nights[-1] <= 180
-    # Of the others each has 15, give or take: where moments are looked at, the flushes they hit.
+    # Each of the others has about 15; sampling by moments selects whole flushes.
     assert min(nights) >= 3
     assert max(nights[:-1]) <= 40
 
 
-def test_more_that_ended_in_one_moment_than_is_looked_at_are_a_sample_too(
+def test_more_jobs_at_one_instant_than_the_limit_are_sampled(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(quality, "MAX_ROWS", 60)
@@ -236,7 +236,7 @@ def test_a_sample_is_drawn_from_an_index_and_no_table_is_read_for_it(
     moments = [plan for plan in plans if "parts" in plan]
     assert len(moments) >= 2
     for plan in moments:
-        # For each moment so much of the index as is within it, and not all for each of them.
+        # Each moment reads only its own part of the index, not all of it.
         assert re.search(r"finished_at>\?|Index Cond: .*finished_at >=", plan)
         assert "Join Filter" not in plan
     assert len(plans) >= 5

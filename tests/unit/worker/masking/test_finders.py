@@ -140,7 +140,7 @@ def test_a_rule_finds_its_kind(rule: str, text: str, seen: str | None) -> None:
         ("card", "卡号4111111111111111号", "卡号⟦CARD_1⟧号"),
         ("iban", "账户DE89370400440532013000是", "账户⟦IBAN_1⟧是"),
         ("ip", "地址192.168.0.1是", "地址⟦IP_1⟧是"),
-        # Digits, dashes, spaces and signs outside of ASCII.
+        # Digits, dashes, spaces and signs outside ASCII.
         ("card", "４１１１１１１１１１１１１１１１", "⟦CARD_1⟧"),
         ("card", "٤١١١ ١١١١ ١١١١ ١١١١", "⟦CARD_1⟧"),
         ("card", "४१११११११११११११११ 4111–1111‑1111−1111", "⟦CARD_1⟧ ⟦CARD_2⟧"),
@@ -149,7 +149,7 @@ def test_a_rule_finds_its_kind(rule: str, text: str, seen: str | None) -> None:
         ("ip", "１９２．168.0.1", "⟦IP_1⟧"),
         ("email", "ada＠mail．example", "⟦EMAIL_1⟧"),
         ("email", "𝐚𝐝𝐚@𝐦𝐚𝐢𝐥.𝐞𝐱𝐚𝐦𝐩𝐥𝐞 ada﹫mail.example", "⟦EMAIL_1⟧ ⟦EMAIL_2⟧"),
-        # Marks that nobody sees: of direction, joiners, of a byte order.
+        # Invisible marks: direction marks, joiners, a byte order mark.
         ("card", "4111\u200e 1111\u200f 1111 1111", "⟦CARD_1⟧"),
         ("card", "\u202e4111\u20661111\u20691111 1111\u202c", "\u202e⟦CARD_1⟧\u202c"),
         ("card", "4111\u180e1111\u034f1111\u20611111", "⟦CARD_1⟧"),

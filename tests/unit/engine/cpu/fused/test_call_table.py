@@ -1,4 +1,4 @@
-"""Compiled calls in a table follow each other on all threads."""
+"""A table runs its compiled calls one after the other on all threads."""
 
 from typing import Any
 

@@ -39,7 +39,7 @@ DECODER = {
     "hidden_size": 64, "intermediate_size": 88, "num_attention_heads": 4, "num_key_value_heads": 2,
     "head_dim": 16, "query_pre_attn_scalar": 9, "final_logit_softcapping": 0.7,
 }  # fmt: skip
-# As published: some encoders are larger than the decoders beside them.
+# As in published models, some encoders are larger than their decoders.
 ENCODER = {
     "hidden_size": 96, "intermediate_size": 120, "num_attention_heads": 3, "num_key_value_heads": 1,
     "head_dim": 32, "query_pre_attn_scalar": 30,
@@ -69,7 +69,7 @@ def t5gemma(own_of_decoder: dict[str, Any] | None = None, **own_of_encoder: Any)
 
 def t5(kind: str = "t5", **own: Any) -> Any:
     torch.manual_seed(7)
-    # Heads are wider than the hidden states, and distances are told apart up to 40 tokens.
+    # All heads together are wider than the hidden states; the bias tells distances up to 40 apart.
     config = {"t5": hf.T5Config, "mt5": hf.MT5Config}[kind](
         vocab_size=VOCAB, d_model=64, d_kv=32, d_ff=88, num_layers=3, num_decoder_layers=2,
         num_heads=3, relative_attention_max_distance=40, pad_token_id=0, eos_token_id=1,
@@ -108,7 +108,7 @@ def fused_runner_of(model: Any) -> Seq2SeqRunner:
 
 
 def plain_runner_of(model: Any) -> Seq2SeqRunner:
-    """A runner of the model's own code, with plain torch."""
+    """Return a runner of the model's own code, with plain torch."""
     install_attention(model)
     kv_cache = contiguous_kv_cache(kv_shape_of(model), poisoned=True, cpu_kernels=False)
     runner = Seq2SeqRunner(model, 3, kv_cache)
@@ -128,7 +128,7 @@ def sequence(num_tokens: int, num_rows: int = 1) -> Any:
 
 
 def logits_of(runner: Seq2SeqRunner, sequences: list[Any], num_steps: int) -> torch.Tensor:
-    """(steps, rows, vocab): the prompts are computed together, then all rows take steps."""
+    """Prefill prompts together and decode all rows; returns the logits, (steps, rows, vocab)."""
     caches, _ = runner.prefill(sequences)
     steps = []
     for step in range(num_steps):
@@ -292,7 +292,7 @@ def test_a_token_without_an_embedding_is_refused(token: int, make: Callable[[], 
 def test_a_hook_beside_the_layers_is_found_by_the_self_test(
     stack: str, others: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The other stack is fused all the same."""
+    """The other stack is still fused."""
     model = t5gemma()
     getattr(model.model, stack).embed_tokens.register_forward_hook(lambda _, __, rows: 2 * rows)
     with caplog.at_level(logging.WARNING):

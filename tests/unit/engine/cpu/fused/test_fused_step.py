@@ -53,7 +53,7 @@ def runner_of(model: Any, is_fused: bool = True) -> CausalRunner:
 
 
 def plain_runner_of(model: Any) -> CausalRunner:
-    """A runner of the model's own code, with plain torch."""
+    """Return a runner of the model's own code, with plain torch."""
     install_attention(model)
     kv_cache = contiguous_kv_cache(probe_kv_shape(model), poisoned=True, cpu_kernels=False)
     runner = CausalRunner(model, kv_cache)
@@ -67,7 +67,7 @@ def prompt_of(num_tokens: int) -> list[int]:
 
 
 def logits_alone(runner: CausalRunner, prompt: list[int], following: list[int]) -> list[Any]:
-    """The logits after the prompt, and after each of the following tokens."""
+    """Return the logits after the prompt and after each of the following tokens."""
     (cache,), read = runner.prefill([sequence(prompt, num_rows=1)])
     seen = [read[0]]
     for token in following:
