@@ -58,6 +58,7 @@ def tensors(module: nn.Module) -> Iterator[Tensor]:
 def test_no_tensor_of_the_checkpoint_is_held(make: MakeLinear) -> None:
     """All tensors of `from_pretrained` are views of one file, which stays as long as one of
     them."""
+    torch.manual_seed(0)
     model: Any = nn.Sequential(nn.Embedding(5, 64), nn.LayerNorm(64), nn.Linear(64, 64))
     *of_parameters, of_buffer = file_of([*(each.shape for each in model.parameters()), (3,)])
     for parameter, read in zip(model.parameters(), of_parameters, strict=True):
@@ -69,7 +70,8 @@ def test_no_tensor_of_the_checkpoint_is_held(make: MakeLinear) -> None:
     assert pack(model, make, min_weights=0) == 1
     assert not storages(model) & before
     assert model.table._base is None, "a view holds what it is a view of"
-    assert (model(x) - expected).norm() < 0.02 * expected.norm()  # the error of int8 is about 0.01
+    # The error of int8 is about 0.01, and 0.015 with the seven bits of processors without VNNI.
+    assert (model(x) - expected).norm() < 0.03 * expected.norm()
 
 
 def test_a_packed_gemm_that_multiplies_wrongly_is_not_used(
