@@ -3,7 +3,6 @@
 import gc
 import os
 from collections.abc import Iterator
-from itertools import chain, zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -43,14 +42,20 @@ settings.load_profile("repeatable")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For `-n 3 --dist loadfile`, which keeps the tests of a file together, since these share
-    servers and models: files that mostly wait alternate with files that mostly compute."""
-    files = list(dict.fromkeys(item.path for item in items))
-    waiting = [path for path in files if tier(path) in ("chaos", "integration")]
-    computing = [path for path in files if path not in waiting]
-    in_turn = filter(None, chain.from_iterable(zip_longest(waiting, computing)))
-    place = {path: number for number, path in enumerate(in_turn)}
-    items.sort(key=lambda item: place[item.path])
+    """Spread the files of each tier evenly over the run, for `-n 3 --dist loadfile`.
+
+    Files of some tiers mostly wait, those of others mostly compute. Side by side they keep the
+    cores busy. The tests of a file stay together, because they share servers and models.
+    """
+    by_tier: dict[str, list[Path]] = {}
+    for path in dict.fromkeys(item.path for item in items):
+        by_tier.setdefault(tier(path), []).append(path)
+    place = {
+        path: (number + 0.5) / len(paths)
+        for paths in by_tier.values()
+        for number, path in enumerate(paths)
+    }
+    items.sort(key=lambda item: (place[item.path], item.path))
 
 
 def pytest_collection_finish() -> None:
