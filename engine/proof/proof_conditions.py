@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from engine.checkpoint.model_state import Freshness
 from engine.runners.length_switches import RotarySwitch, short_switch
-
-if TYPE_CHECKING:
-    pass
 
 # Windows are made as short as this, so that a decoder beside an encoder, which begins with one
 # token, crosses them in NUM_STEPS_IF_SLOW.
